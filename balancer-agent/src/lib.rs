@@ -1,0 +1,7 @@
+//! The agent: configuration in, kernel maps out, and everything between.
+//!
+//! `config -> model -> reconcile -> dataplane`, never backwards. The binary is
+//! `main.rs`; the wiring is `app.rs`; tests and benchmarks use this library.
+
+pub mod dataplane;
+pub mod model;

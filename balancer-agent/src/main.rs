@@ -1,0 +1,3 @@
+//! The `balancer` command.
+
+fn main() {}

@@ -1,0 +1,442 @@
+//! The values of the kernel tables that the agent writes.
+//!
+//! All of them are memory-mappable arrays: the agent changes one field with one
+//! store and no system call, and the program reads them with no helper call.
+//! Fields that change while packets flow are single words (`state`, `ring`);
+//! everything else is written before an index or a ring first names the slot.
+
+use crate::limits::{INDEX_BUCKET_ENTRIES, RING_CHUNK_SLOTS};
+use crate::{Addr, Be16};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Names of the maps, shared by program, agent and tests.
+pub mod names {
+    /// `Array<Header>`, one entry.
+    pub const HEADER: &str = "HEADER";
+    /// `Array<Frontend>`.
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// `Array<IndexBucket>`: address, port, protocol to frontend slot.
+    pub const FRONTEND_INDEX: &str = "FRONTEND_INDEX";
+    /// `Array<u64>`, 64 bytes apart: the round-robin position of each frontend.
+    pub const CURSORS: &str = "CURSORS";
+    /// `Array<RingChunk>`.
+    pub const RINGS: &str = "RINGS";
+    /// `Array<Backend>`.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// `Array<Endpoint>`.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// `Array<IndexBucket>`: address, port, protocol to endpoint slot.
+    pub const ENDPOINT_INDEX: &str = "ENDPOINT_INDEX";
+    /// `Array<Device>`.
+    pub const DEVICES: &str = "DEVICES";
+    /// `Array<SnatAddress>`.
+    pub const SNAT_ADDRESSES: &str = "SNAT_ADDRESSES";
+    /// `Array<SnatPort>`: address slot times 65,536 plus port.
+    pub const SNAT_PORTS: &str = "SNAT_PORTS";
+    /// `Array<Bucket<Flow4>>`: established IPv4 flows.
+    pub const FLOWS4: &str = "FLOWS4";
+    /// `Array<Bucket<Flow6>>`: established IPv6 flows.
+    pub const FLOWS6: &str = "FLOWS6";
+    /// `Array<Bucket<Flow6>>`: half-open flows.
+    pub const HALF_OPEN: &str = "HALF_OPEN";
+    /// `LruHash<FragmentKey, u32>`: ports of fragmented datagrams.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// `PerCpuArray<u64>`, by [`crate::counters::Reason`].
+    pub const REASONS: &str = "REASONS";
+    /// `PerCpuArray<Traffic>`, by frontend slot.
+    pub const FRONTEND_TRAFFIC: &str = "FRONTEND_TRAFFIC";
+    /// `PerCpuArray<Traffic>`, by backend slot.
+    pub const BACKEND_TRAFFIC: &str = "BACKEND_TRAFFIC";
+    /// `RingBuf` of [`super::Event`].
+    pub const EVENTS: &str = "EVENTS";
+
+    /// All maps that are pinned and outlive the agent.
+    pub const PINNED: &[&str] = &[
+        HEADER,
+        FRONTENDS,
+        FRONTEND_INDEX,
+        CURSORS,
+        RINGS,
+        BACKENDS,
+        ENDPOINTS,
+        ENDPOINT_INDEX,
+        DEVICES,
+        SNAT_ADDRESSES,
+        SNAT_PORTS,
+        FLOWS4,
+        FLOWS6,
+        HALF_OPEN,
+        FRAGMENTS,
+        REASONS,
+        FRONTEND_TRAFFIC,
+        BACKEND_TRAFFIC,
+        EVENTS,
+    ];
+    /// The XDP program.
+    pub const PROGRAM: &str = "balancer";
+    /// The read-only global that holds [`super::Settings`].
+    pub const SETTINGS: &str = "SETTINGS";
+}
+
+/// What the agent tells the program when it loads it: constants to the verifier.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Settings {
+    /// Secret seed of every hash; the same for all programs that share the maps.
+    pub seed: u64,
+    /// Buckets of `FLOWS4` less one.
+    pub flow4_mask: u32,
+    /// Buckets of `FLOWS6` less one.
+    pub flow6_mask: u32,
+    /// Buckets of `HALF_OPEN` less one.
+    pub half_open_mask: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Describes the pinned maps to the next agent.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Header {
+    /// [`crate::ABI_VERSION`] of the agent that made the maps.
+    pub abi_version: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The settings that the maps were sized and seeded with.
+    pub settings: Settings,
+    /// Cookie of the network namespace that the maps serve.
+    pub netns_cookie: u64,
+}
+
+/// What happens to a new flow when no backend is usable.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Unavailable {
+    /// TCP: RST; UDP: ICMP port unreachable.
+    #[default]
+    Reset = 0,
+    /// Dropped in silence.
+    Drop = 1,
+    /// Left to the host's own stack.
+    Pass = 2,
+}
+
+/// Bits of [`Frontend::flags`].
+pub mod frontend_flags {
+    /// The slot is in use.
+    pub const PRESENT: u32 = 1;
+    /// Removed from the configuration: flows that exist go on, new packets pass
+    /// to the stack as if the address were not balanced.
+    pub const CLOSING: u32 = 2;
+}
+
+/// One frontend.
+#[repr(C, align(64))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Frontend {
+    /// Address that clients connect to.
+    pub addr: Addr,
+    /// Port that clients connect to; 0 with protocol ICMP (1) for an entry that
+    /// only says that echo to this address is answered.
+    pub port: Be16,
+    /// IP protocol number: 6 TCP, 17 UDP, 1 for echo (both families).
+    pub proto: u8,
+    /// [`Unavailable`] as a number.
+    pub unavailable: u8,
+    /// [`frontend_flags`]; one store.
+    pub flags: u32,
+    /// [`RingRef`]; one store swaps the whole ring.
+    pub ring: u64,
+    /// `checksum::sum_endpoint(addr, port)`.
+    pub sum_endpoint: u16,
+    /// `checksum::fold(checksum::sum_addr(addr))`.
+    pub sum_addr: u16,
+    /// How many of `snat` hold; 0 leaves the client's address in place.
+    pub snat_count: u32,
+    /// Slots of snat addresses.
+    pub snat: [u8; 8],
+    /// The agent's identity of the frontend: a hash of its name.
+    pub id: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+/// Where a ring lies: first chunk and number of slots, in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingRef {
+    /// First [`RingChunk`] of the ring.
+    pub chunk: u32,
+    /// Slots in the ring; 0 when the pool has no usable backend.
+    pub len: u32,
+}
+
+impl RingRef {
+    /// As one word.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.chunk as u64 | (self.len as u64) << 32
+    }
+
+    /// From one word.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            chunk: word as u32,
+            len: (word >> 32) as u32,
+        }
+    }
+
+    /// Chunks that a ring of `len` slots takes.
+    #[inline(always)]
+    pub const fn chunks(len: u32) -> u32 {
+        len.div_ceil(RING_CHUNK_SLOTS)
+    }
+}
+
+/// Sixteen consecutive slots of a ring: backend slot numbers.
+#[repr(C, align(64))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct RingChunk(pub [u32; RING_CHUNK_SLOTS as usize]);
+
+/// A counter that shares its cache line with nothing.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Cursor {
+    /// The position; taken modulo the ring's length.
+    pub position: u64,
+    /// Zero.
+    pub reserved: [u64; 7],
+}
+
+/// Bits of [`Backend::state`].
+pub mod state {
+    /// The slot is in use.
+    pub const PRESENT: u32 = 1 << 0;
+    /// New flows may be steered here. The one bit that takes a server out.
+    pub const USABLE: u32 = 1 << 1;
+    /// Flows that exist are cut (activation `stopped`).
+    pub const STOPPED: u32 = 1 << 2;
+    /// `hops[HOP_SLOT]` can be used.
+    pub const HOP_VALID: u32 = 1 << 3;
+    /// Which of the two hops holds.
+    pub const HOP_SLOT: u32 = 1 << 4;
+    /// Passive signs are wanted as events.
+    pub const WATCHED: u32 = 1 << 5;
+    /// First bit of the slot's generation (8 bits).
+    pub const GENERATION_SHIFT: u32 = 24;
+}
+
+/// [`Hop::vlan_count`] that leaves the frame's tags as they came.
+pub const VLAN_KEEP: u8 = 0xff;
+
+/// How a frame reaches its next hop.
+#[repr(C)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+pub struct Hop {
+    /// Interface to send on.
+    pub ifindex: u32,
+    /// VLAN tags to send with: 0, 1, 2 or [`VLAN_KEEP`].
+    pub vlan_count: u8,
+    /// 1 when the outer of two tags is 802.1ad.
+    pub vlan_outer_ad: u8,
+    /// Zero.
+    pub reserved: u16,
+    /// Tag control information, outer first.
+    pub tci: [Be16; 2],
+    /// Destination and source address in the order of the Ethernet header.
+    pub macs: [u8; 12],
+}
+
+/// One backend.
+#[repr(C, align(128))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Backend {
+    /// Address of the server.
+    pub addr: Addr,
+    /// Port of the server.
+    pub port: Be16,
+    /// IP protocol number: 6 TCP, 17 UDP.
+    pub proto: u8,
+    /// Zero.
+    pub reserved0: u8,
+    /// [`state`]; one store.
+    pub state: u32,
+    /// `checksum::sum_endpoint(addr, port)`.
+    pub sum_endpoint: u16,
+    /// `checksum::fold(checksum::sum_addr(addr))`.
+    pub sum_addr: u16,
+    /// Slot of the endpoint with this address, port and protocol.
+    pub endpoint: u16,
+    /// Zero.
+    pub reserved1: u16,
+    /// The agent's identity of the backend: a hash of the pool's and its name.
+    pub id: u64,
+    /// Two hops, so that one store of `state` changes from one to the other.
+    pub hops: [Hop; 2],
+    /// Zero.
+    pub reserved2: [u64; 5],
+}
+
+/// An address, port and protocol that replies come from. Several backends (of
+/// several pools) can share one.
+#[repr(C, align(32))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Endpoint {
+    /// Address of the server.
+    pub addr: Addr,
+    /// Port of the server.
+    pub port: Be16,
+    /// IP protocol number: 6 TCP, 17 UDP; 0 for a free slot.
+    pub proto: u8,
+    /// Zero.
+    pub reserved0: u8,
+    /// `checksum::sum_endpoint(addr, port)`.
+    pub sum_endpoint: u16,
+    /// `checksum::fold(checksum::sum_addr(addr))`.
+    pub sum_addr: u16,
+    /// Zero.
+    pub reserved1: u64,
+}
+
+/// One bucket of an index: entries of [`index_entry`], 0 where free. Entries are
+/// kept without gaps: the first free one ends the search.
+#[repr(C, align(32))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct IndexBucket(pub [u32; INDEX_BUCKET_ENTRIES]);
+
+/// An index entry: the hash's tag in the high half, the slot plus one in the low.
+#[inline(always)]
+pub const fn index_entry(tag: u16, slot: u16) -> u32 {
+    (tag as u32) << 16 | (slot as u32 + 1)
+}
+
+/// A device that the program is attached to.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Device {
+    /// Interface index; 0 for a free slot. The slot is `ifindex % DEVICES`.
+    pub ifindex: u32,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 6],
+}
+
+/// A source address for `snat`.
+#[repr(C, align(32))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct SnatAddress {
+    /// The address; unspecified for a free slot.
+    pub addr: Addr,
+    /// First port, in host order.
+    pub first_port: u16,
+    /// Last port, in host order.
+    pub last_port: u16,
+    /// `checksum::fold(checksum::sum_addr(addr))`.
+    pub sum_addr: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// The next port to probe, less `first_port`; the program counts it up.
+    pub cursor: u64,
+}
+
+/// The owner of one snat port.
+#[repr(C, align(32))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct SnatPort {
+    /// Backend, generation, flags, last packet; as in a flow. Zero when free.
+    pub meta: crate::flow::Meta,
+    /// The client behind it.
+    pub client: Addr,
+    /// The client's port.
+    pub port: Be16,
+    /// Slot of the frontend.
+    pub frontend: u16,
+    /// Slot of the backend's endpoint.
+    pub endpoint: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// Names a fragmented datagram (RFC 791, RFC 8200 section 4.5).
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Identification, as loaded.
+    pub id: u32,
+    /// IP protocol number.
+    pub proto: u32,
+}
+
+/// Kinds of [`Event`].
+pub mod event {
+    /// A backend answered a SYN with RST.
+    pub const SYN_REFUSED: u32 = 1;
+    /// A client repeated a SYN that the backend has not answered.
+    pub const SYN_UNANSWERED: u32 = 2;
+}
+
+/// A passive sign, told at once.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Event {
+    /// One of [`event`].
+    pub kind: u32,
+    /// Slot of the backend.
+    pub backend: u32,
+    /// Generation of that slot.
+    pub generation: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(
+    size_of::<Frontend>() == 64
+        && size_of::<Backend>() == 128
+        && size_of::<Endpoint>() == 32
+        && size_of::<SnatPort>() == 32
+        && size_of::<SnatAddress>() == 32
+        && size_of::<Hop>() == 24
+);
