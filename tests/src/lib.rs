@@ -1,1 +1,8 @@
 //! The harness.
+
+pub mod case;
+pub mod decode;
+pub mod model;
+pub mod packets;
+pub mod setup;
+pub mod xdp;

@@ -1,0 +1,595 @@
+//! The reference model: what `docs/kernel.md` says, in plain and slow Rust.
+//!
+//! It knows the [`World`] that the tables were written from and keeps its own
+//! flows in ordinary maps, which are never full: tests that compare against it
+//! use tables with room to spare. It shares nothing with the kernel program but
+//! the names and numbers of `common`. Time stands still in it.
+
+mod edit;
+mod icmp;
+mod parse;
+mod refuse;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use common::counters::Reason;
+use common::limits::RING_TRIES;
+use common::tables::{Unavailable, VLAN_KEEP, event};
+
+use self::edit::Change;
+use self::parse::{Parsed, Part, Ports};
+use crate::packets::{ICMP, ICMPV6, TCP, Tag, UDP, tcp_flags};
+use crate::setup::World;
+use crate::xdp::{Action, Reasons, Run};
+
+/// A client's address and port, and the frontend's slot.
+type Key = (IpAddr, u16, u16);
+
+/// One flow.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Slot of the backend.
+    pub backend: u16,
+    /// That slot's generation when the flow was made.
+    pub generation: u8,
+    /// Slot of the backend's endpoint.
+    pub endpoint: u16,
+    /// Snat address slot and port.
+    pub snat: Option<(u8, u16)>,
+    /// The way back to the client.
+    pub path: Path,
+    /// The backend has answered.
+    pub answered: bool,
+    /// FIN from the client.
+    pub client_fin: bool,
+    /// FIN from the backend.
+    pub server_fin: bool,
+    /// RST from either side.
+    pub reset: bool,
+    /// What the client's first ACK must acknowledge.
+    pub expected_ack: Option<u32>,
+}
+
+impl Flow {
+    fn closed(&self) -> bool {
+        self.reset || (self.client_fin && self.server_fin)
+    }
+}
+
+/// The way back to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Hardware address of the client or its router.
+    pub mac: [u8; 6],
+    /// Device that the client's frames come on.
+    pub ifindex: u32,
+    /// VLAN tags of the client's frames.
+    pub tags: Vec<Tag>,
+}
+
+/// What must become of a frame.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Action and frame.
+    pub run: Run,
+    /// What is counted.
+    pub reasons: Reasons,
+    /// Events: kind, backend slot, generation.
+    pub events: Vec<(u32, u16, u8)>,
+}
+
+/// The model.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// What the tables say; tests change it together with them.
+    pub world: World,
+    /// Established flows.
+    pub established: HashMap<Key, Flow>,
+    /// Half-open flows.
+    pub half_open: HashMap<Key, Flow>,
+    cursors: Vec<u64>,
+    fragments: HashMap<(IpAddr, IpAddr, u32, u8), Ports>,
+    endpoints: Vec<u16>,
+}
+
+/// A frame on its way through the model.
+struct Step<'a> {
+    model: &'a mut Model,
+    frame: &'a [u8],
+    ifindex: u32,
+    observed: Option<&'a [u8]>,
+    reasons: Reasons,
+    events: Vec<(u32, u16, u8)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Established,
+    HalfOpen,
+}
+
+impl Model {
+    /// With no flows.
+    pub fn new(world: &World) -> Self {
+        Self {
+            world: world.clone(),
+            established: HashMap::new(),
+            half_open: HashMap::new(),
+            cursors: vec![0; world.frontends.len()],
+            fragments: HashMap::new(),
+            endpoints: world.endpoints(),
+        }
+    }
+
+    /// What must become of `frame` when it comes in on `ifindex`.
+    ///
+    /// Which source port a new flow with snat gets is the program's choice: it is
+    /// read from `observed`, the frame that the program sent, and accepted when it
+    /// is in range and nobody else's.
+    pub fn step(&mut self, frame: &[u8], ifindex: u32, observed: Option<&[u8]>) -> Verdict {
+        let mut step = Step {
+            model: self,
+            frame,
+            ifindex,
+            observed,
+            reasons: BTreeMap::new(),
+            events: Vec::new(),
+        };
+        let run = step.decide();
+        Verdict {
+            run,
+            reasons: step.reasons,
+            events: step.events,
+        }
+    }
+
+    fn frontend(&self, addr: IpAddr, port: u16, proto: u8) -> Option<u16> {
+        let found = self
+            .world
+            .frontends
+            .iter()
+            .position(|f| (f.addr, f.port, f.proto) == (addr, port, proto))?;
+        Some(found as u16)
+    }
+
+    fn endpoint(&self, addr: IpAddr, port: u16, proto: u8) -> Option<u16> {
+        let found = self
+            .world
+            .backends
+            .iter()
+            .position(|b| (b.addr, b.port, b.proto) == (addr, port, proto))?;
+        Some(self.endpoints[found])
+    }
+
+    fn table(&mut self, table: Table) -> &mut HashMap<Key, Flow> {
+        match table {
+            Table::Established => &mut self.established,
+            Table::HalfOpen => &mut self.half_open,
+        }
+    }
+
+    fn find(&self, key: Key) -> Option<(Table, Flow)> {
+        let established = self.established.get(&key).map(|f| (Table::Established, f));
+        let half_open = || self.half_open.get(&key).map(|f| (Table::HalfOpen, f));
+        let (table, flow) = established.or_else(half_open)?;
+        Some((table, flow.clone()))
+    }
+
+    /// The flow that a packet from an endpoint to `dst` belongs to.
+    fn find_reply(&self, dst: (IpAddr, u16), endpoint: u16) -> Option<(Table, Key, Flow)> {
+        let fits = |key: &Key, flow: &Flow| {
+            flow.endpoint == endpoint
+                && match flow.snat {
+                    None => (key.0, key.1) == dst,
+                    Some((slot, port)) => (self.world.snat[usize::from(slot)].addr, port) == dst,
+                }
+        };
+        let search = |table: Table, flows: &HashMap<Key, Flow>| {
+            let (key, flow) = flows.iter().find(|(k, f)| fits(k, f))?;
+            Some((table, *key, flow.clone()))
+        };
+        search(Table::Established, &self.established)
+            .or_else(|| search(Table::HalfOpen, &self.half_open))
+    }
+}
+
+impl Step<'_> {
+    fn decide(&mut self) -> Run {
+        let parsed = match parse::network(self.frame) {
+            Ok(parsed) => parsed,
+            Err(reason) => return self.pass(reason),
+        };
+        let mapped = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+        if let Part::Later(id) = parsed.part {
+            let key = (parsed.src, parsed.dst, id, parsed.proto);
+            let Some(ports) = self.model.fragments.get(&key).copied() else {
+                return self.pass(Reason::FragmentUnknown);
+            };
+            return self.steer(&parsed, ports);
+        }
+        match parse::transport(self.frame, &parsed) {
+            Err(reason) => self.pass(reason),
+            Ok(_) if mapped(parsed.src) || mapped(parsed.dst) => self.pass(Reason::NotBalanced),
+            Ok(Some(ports)) => self.steer(&parsed, ports),
+            Ok(None) => self.icmp(&parsed),
+        }
+    }
+
+    /// Steps 5 to 7.
+    fn steer(&mut self, p: &Parsed, ports: Ports) -> Run {
+        let frontend = self.model.frontend(p.dst, ports.dst, p.proto);
+        let endpoint = self.model.endpoint(p.src, ports.src, p.proto);
+        if frontend.is_none() && endpoint.is_none() {
+            return self.pass(Reason::NotBalanced);
+        }
+        if frontend.is_some() {
+            if p.proto == TCP && !self.later(p) && !possible(self.tcp_flags(p)) {
+                return self.pass(Reason::BadTcpFlags);
+            }
+            if !can_be_source(p.src) || ports.src == 0 {
+                return self.pass(Reason::BadSource);
+            }
+        }
+        if p.ttl <= 1 {
+            return self.pass(Reason::TtlExpired);
+        }
+        if let Part::First(id) = p.part {
+            let key = (p.src, p.dst, id, p.proto);
+            self.model.fragments.insert(key, ports);
+        }
+        match (frontend, endpoint) {
+            (Some(frontend), _) => self.forward(p, ports, frontend),
+            (None, Some(endpoint)) => self.reply(p, ports, endpoint),
+            (None, None) => unreachable!("seen above"),
+        }
+    }
+
+    fn forward(&mut self, p: &Parsed, ports: Ports, frontend: u16) -> Run {
+        let key = (p.src, ports.src, frontend);
+        let flags = self.tcp_flags(p);
+        let later = self.later(p);
+        let opens = !later
+            && (p.proto == UDP || flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN);
+        let syn = opens && p.proto == TCP;
+        let Some((table, mut flow)) = self.model.find(key) else {
+            return self.without_flow(p, ports, frontend, opens);
+        };
+        let backend = self.model.world.backends[usize::from(flow.backend)].clone();
+        if !backend.present || backend.generation != flow.generation {
+            self.count(Reason::FlowStale);
+            self.model.table(table).remove(&key);
+            return self.without_flow(p, ports, frontend, opens);
+        }
+        if backend.stopped {
+            self.count(Reason::BackendStopped);
+            flow.reset = true;
+            self.model.table(table).insert(key, flow);
+            return self.refuse(p, Unavailable::Reset);
+        }
+        let finishing = table == Table::Established && (flow.client_fin || flow.server_fin);
+        let again = syn && (flow.closed() || finishing || !backend.usable)
+            || opens && p.proto == UDP && !backend.usable;
+        if again {
+            self.model.table(table).remove(&key);
+            return self.new_flow(p, ports, frontend);
+        }
+        if table == Table::HalfOpen && p.proto == TCP && !later {
+            if syn && !flow.answered && backend.watched {
+                self.events
+                    .push((event::SYN_UNANSWERED, flow.backend, flow.generation));
+            }
+            if flags & tcp_flags::RST != 0 {
+                self.model.half_open.remove(&key);
+                return self.send_forward(p, &flow);
+            }
+        }
+        if p.proto == TCP && !later {
+            flow.client_fin |= flags & tcp_flags::FIN != 0;
+            flow.reset |= flags & tcp_flags::RST != 0;
+        }
+        flow.path = self.path(p);
+        let confirms = table == Table::HalfOpen
+            && p.proto == TCP
+            && !later
+            && flags & (tcp_flags::ACK | tcp_flags::SYN) == tcp_flags::ACK
+            && flow.answered
+            && flow.expected_ack == Some(parse::be32(self.frame, p.l4 + 8));
+        if confirms {
+            self.establish(key, flow.clone());
+        } else {
+            self.model.table(table).insert(key, flow.clone());
+        }
+        self.send_forward(p, &flow)
+    }
+
+    fn without_flow(&mut self, p: &Parsed, ports: Ports, frontend: u16, opens: bool) -> Run {
+        let spec = &self.model.world.frontends[usize::from(frontend)];
+        let unavailable = spec.unavailable;
+        if spec.closing {
+            return self.pass(Reason::NotBalanced);
+        }
+        if opens {
+            return self.new_flow(p, ports, frontend);
+        }
+        if self.later(p) {
+            return self.pass(Reason::FragmentUnknown);
+        }
+        self.count(Reason::FlowUnknown);
+        self.refuse(p, unavailable)
+    }
+
+    fn new_flow(&mut self, p: &Parsed, ports: Ports, frontend: u16) -> Run {
+        let spec = self.model.world.frontends[usize::from(frontend)].clone();
+        if spec.closing {
+            return self.pass(Reason::NotBalanced);
+        }
+        let Some(backend) = self.choose(p, ports, frontend) else {
+            self.count(Reason::NoBackend);
+            return self.refuse(p, spec.unavailable);
+        };
+        let snat = if spec.snat.is_empty() {
+            None
+        } else {
+            self.observed_snat(&spec.snat, p.v4)
+        };
+        let flow = Flow {
+            backend,
+            generation: self.model.world.backends[usize::from(backend)].generation,
+            endpoint: self.model.endpoints[usize::from(backend)],
+            snat,
+            path: self.path(p),
+            answered: false,
+            client_fin: p.proto == TCP && self.tcp_flags(p) & tcp_flags::FIN != 0,
+            server_fin: false,
+            reset: false,
+            expected_ack: None,
+        };
+        self.count(Reason::FlowNew);
+        let key = (p.src, ports.src, frontend);
+        self.model.half_open.insert(key, flow.clone());
+        self.send_forward(p, &flow)
+    }
+
+    fn choose(&mut self, p: &Parsed, ports: Ports, frontend: u16) -> Option<u16> {
+        let spec = self.model.world.frontends[usize::from(frontend)].clone();
+        if spec.ring.is_empty() {
+            return None;
+        }
+        for _ in 0..RING_TRIES {
+            let cursor = &mut self.model.cursors[usize::from(frontend)];
+            let slot = spec.ring[(*cursor % spec.ring.len() as u64) as usize];
+            *cursor += 1;
+            let backend = &self.model.world.backends[usize::from(slot)];
+            if !backend.present || !backend.usable {
+                self.count(Reason::BackendSkipped);
+                continue;
+            }
+            let endpoint = self.model.endpoints[usize::from(slot)];
+            if spec.snat.is_empty() && self.conflict((p.src, ports.src, frontend), endpoint) {
+                self.count(Reason::TupleConflict);
+                continue;
+            }
+            return Some(slot);
+        }
+        None
+    }
+
+    fn conflict(&self, key: Key, endpoint: u16) -> bool {
+        let model = &self.model;
+        model
+            .established
+            .iter()
+            .chain(&model.half_open)
+            .any(|(other, flow)| {
+                (other.0, other.1) == (key.0, key.1)
+                    && other.2 != key.2
+                    && flow.snat.is_none()
+                    && flow.endpoint == endpoint
+            })
+    }
+
+    /// The snat address and port that the program chose, when it could.
+    fn observed_snat(&self, slots: &[u8], v4: bool) -> Option<(u8, u16)> {
+        let first = (slots[0], 0);
+        let Some(frame) = self.observed else {
+            return Some(first);
+        };
+        let Ok(p) = parse::network(frame) else {
+            return Some(first);
+        };
+        let chosen = slots.iter().find_map(|slot| {
+            let spec = &self.model.world.snat[usize::from(*slot)];
+            let port = parse::be16(frame, p.l4);
+            let in_range = (spec.first_port..=spec.last_port).contains(&port);
+            let taken = |f: &Flow| f.snat == Some((*slot, port)) && !f.closed();
+            let free = !self.model.established.values().any(taken)
+                && !self.model.half_open.values().any(taken);
+            (p.v4 == v4 && spec.addr == p.src && in_range && free).then_some((*slot, port))
+        });
+        Some(chosen.unwrap_or(first))
+    }
+
+    fn establish(&mut self, key: Key, flow: Flow) {
+        self.model.half_open.remove(&key);
+        self.model.established.insert(key, flow);
+        self.count(Reason::FlowEstablished);
+    }
+
+    fn send_forward(&mut self, p: &Parsed, flow: &Flow) -> Run {
+        let backend = &self.model.world.backends[usize::from(flow.backend)];
+        let change = Change {
+            src: flow
+                .snat
+                .map(|(slot, port)| (self.model.world.snat[usize::from(slot)].addr, port)),
+            dst: Some((backend.addr, backend.port)),
+            ttl: Some(p.ttl - 1),
+            addresses_only: self.later(p),
+        };
+        let mut out = self.frame.to_vec();
+        edit::rewrite(&mut out, p.into(), change);
+        if self.later(p) {
+            self.count(Reason::FragmentForwarded);
+        }
+        self.by_hop(p, out, flow.backend)
+    }
+
+    /// Sends a rewritten frame to a backend.
+    fn by_hop(&mut self, p: &Parsed, out: Vec<u8>, backend: u16) -> Run {
+        let Some(hop) = self.model.world.backends[usize::from(backend)].hop else {
+            return self.by_route(out);
+        };
+        let outer = if hop.vlan_outer_ad != 0 && hop.vlan_count == 2 {
+            0x88a8
+        } else {
+            0x8100
+        };
+        let tags = [(outer, hop.tci[0]), (0x8100, hop.tci[1])].map(|(tpid, tci)| Tag {
+            tpid,
+            tci: tci.host(),
+        });
+        let tags = (hop.vlan_count != VLAN_KEEP).then(|| &tags[..usize::from(hop.vlan_count)]);
+        let frame = edit::link(&out, p, hop.macs, tags);
+        self.send(hop.ifindex, frame)
+    }
+
+    /// Sends a rewritten frame back to a client.
+    fn by_path(&mut self, p: &Parsed, out: Vec<u8>, path: &Path) -> Run {
+        let devices = &self.model.world.devices;
+        let Some((ifindex, mac)) = devices.iter().find(|d| d.0 == path.ifindex).copied() else {
+            return self.by_route(out);
+        };
+        let mut macs = [0; 12];
+        macs[..6].copy_from_slice(&path.mac);
+        macs[6..].copy_from_slice(&mac);
+        let frame = edit::link(&out, p, macs, Some(&path.tags));
+        self.send(ifindex, frame)
+    }
+
+    /// Leaves a rewritten frame to the routing table, which is empty here.
+    fn by_route(&mut self, out: Vec<u8>) -> Run {
+        self.count(Reason::FibFallback);
+        self.count(Reason::NoNextHop);
+        Run {
+            action: Action::Pass,
+            frame: out,
+        }
+    }
+
+    fn send(&self, ifindex: u32, frame: Vec<u8>) -> Run {
+        let action = if ifindex == self.ifindex {
+            Action::Tx
+        } else {
+            Action::Redirect
+        };
+        Run { action, frame }
+    }
+
+    fn reply(&mut self, p: &Parsed, ports: Ports, endpoint: u16) -> Run {
+        let Some((table, key, mut flow)) = self.model.find_reply((p.dst, ports.dst), endpoint)
+        else {
+            return self.pass(Reason::ReplyUnknown);
+        };
+        let backend = self.model.world.backends[usize::from(flow.backend)].clone();
+        if backend.stopped && backend.generation == flow.generation {
+            self.count(Reason::BackendStopped);
+            return Run {
+                action: Action::Drop,
+                frame: self.frame.to_vec(),
+            };
+        }
+        let whole = !self.later(p);
+        let flags = self.tcp_flags(p);
+        if whole && p.proto == TCP {
+            if table == Table::HalfOpen && flags & tcp_flags::RST != 0 && !flow.answered {
+                self.count(Reason::SynRefused);
+                if backend.watched {
+                    self.events
+                        .push((event::SYN_REFUSED, flow.backend, flow.generation));
+                }
+            }
+            let both = tcp_flags::SYN | tcp_flags::ACK;
+            if table == Table::HalfOpen && flags & both == both && flags & tcp_flags::RST == 0 {
+                flow.answered = true;
+                flow.expected_ack = Some(parse::be32(self.frame, p.l4 + 4).wrapping_add(1));
+            }
+            flow.server_fin |= flags & tcp_flags::FIN != 0;
+            flow.reset |= flags & tcp_flags::RST != 0;
+        }
+        if whole && p.proto == UDP && table == Table::HalfOpen {
+            flow.answered = true;
+            self.establish(key, flow.clone());
+        } else {
+            self.model.table(table).insert(key, flow.clone());
+        }
+        let change = Change {
+            src: Some(self.model.world.service(key.2)),
+            dst: flow.snat.map(|_| (key.0, key.1)),
+            ttl: Some(p.ttl - 1),
+            addresses_only: !whole,
+        };
+        let mut out = self.frame.to_vec();
+        edit::rewrite(&mut out, p.into(), change);
+        if !whole {
+            self.count(Reason::FragmentForwarded);
+        }
+        self.by_path(p, out, &flow.path)
+    }
+
+    fn path(&self, p: &Parsed) -> Path {
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&self.frame[6..12]);
+        let mut tags = p.tags.clone();
+        if let [_, inner] = &mut tags[..] {
+            // Only the outer tag's kind is remembered.
+            inner.tpid = 0x8100;
+        }
+        Path {
+            mac,
+            ifindex: self.ifindex,
+            tags,
+        }
+    }
+
+    fn later(&self, p: &Parsed) -> bool {
+        matches!(p.part, Part::Later(_))
+    }
+
+    fn tcp_flags(&self, p: &Parsed) -> u8 {
+        if p.proto == TCP && !self.later(p) {
+            self.frame[p.l4 + 13]
+        } else {
+            0
+        }
+    }
+
+    fn pass(&mut self, reason: Reason) -> Run {
+        self.count(reason);
+        Run {
+            action: Action::Pass,
+            frame: self.frame.to_vec(),
+        }
+    }
+
+    fn count(&mut self, reason: Reason) {
+        *self.reasons.entry(reason).or_default() += 1;
+    }
+}
+
+/// Whether some state of a connection allows these flags.
+fn possible(flags: u8) -> bool {
+    use tcp_flags::{ACK, FIN, RST, SYN};
+    let has = |bits: u8| flags & bits == bits;
+    flags & (SYN | FIN | RST | ACK) != 0 && !has(SYN | FIN) && !has(SYN | RST) && !has(FIN | RST)
+}
+
+/// Whether a client can have this address.
+fn can_be_source(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || broadcast)
+}
+
+/// Whether a protocol number is ICMP's of the family.
+fn is_icmp(proto: u8, v4: bool) -> bool {
+    proto == if v4 { ICMP } else { ICMPV6 }
+}
