@@ -373,6 +373,46 @@ pub fn tcp(from: (IpAddr, u16), to: (IpAddr, u16), flags: u8) -> Frame {
     ))
 }
 
+/// The RST that must answer a segment (RFC 9293 section 3.10.7.1).
+///
+/// # Panics
+/// When it is none.
+pub fn reset_for(frame: &Frame) -> Frame {
+    use tcp_flags::{ACK, FIN, RST, SYN};
+    let Payload::Tcp(segment) = &frame.ip.payload else {
+        panic!("not TCP");
+    };
+    let len = segment.data.len() as u32
+        + u32::from(segment.flags & SYN != 0)
+        + u32::from(segment.flags & FIN != 0);
+    let (seq, ack, flags) = if segment.flags & ACK != 0 {
+        (segment.ack, 0, RST)
+    } else {
+        (0, segment.seq.wrapping_add(len), RST | ACK)
+    };
+    let service = (frame.ip.dst, segment.dport);
+    let mut out = tcp(service, (frame.ip.src, segment.sport), flags).seq(seq, ack);
+    out.ip.id = 0;
+    if let Payload::Tcp(reset) = &mut out.ip.payload {
+        reset.window = 0;
+    }
+    out.macs(frame.src, frame.dst).tagged(&frame.tags)
+}
+
+/// The port unreachable that must answer a datagram.
+pub fn unreachable_for(frame: &Frame) -> Frame {
+    let v4 = frame.ip.src.is_ipv4();
+    let about = if v4 {
+        frame.ip.head(8)
+    } else {
+        frame.ip.bytes()[..48].to_vec()
+    };
+    let (kind, code) = if v4 { (3, 3) } else { (1, 4) };
+    let mut out = icmp(frame.ip.dst, frame.ip.src, kind, code, [0; 4], &about);
+    out.ip.id = 0;
+    out.macs(frame.src, frame.dst).tagged(&frame.tags)
+}
+
 /// A UDP datagram as it comes from the clients' router.
 pub fn udp(from: (IpAddr, u16), to: (IpAddr, u16)) -> Frame {
     from_client(Packet::new(

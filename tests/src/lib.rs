@@ -2,6 +2,7 @@
 
 pub mod case;
 pub mod decode;
+pub mod generator;
 pub mod model;
 pub mod packets;
 pub mod setup;

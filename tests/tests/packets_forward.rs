@@ -43,7 +43,11 @@ fn extras(v4: bool) -> Vec<(&'static str, Vec<u8>, Vec<Extension>)> {
         return vec![
             ("no options", vec![], vec![]),
             ("one NOP word", vec![1, 1, 1, 0], vec![]),
-            ("record route", [&[7u8, 39, 4][..], &[0; 37]].concat(), vec![]),
+            (
+                "record route",
+                [&[7u8, 39, 4][..], &[0; 37]].concat(),
+                vec![],
+            ),
         ];
     }
     let hop_by_hop = Extension::options(0, 1);
@@ -61,7 +65,11 @@ fn extras(v4: bool) -> Vec<(&'static str, Vec<u8>, Vec<Extension>)> {
                 Extension::authentication(),
             ],
         ),
-        ("atomic fragment", vec![], vec![Extension::atomic_fragment(9)]),
+        (
+            "atomic fragment",
+            vec![],
+            vec![Extension::atomic_fragment(9)],
+        ),
         (
             "six headers",
             vec![],
@@ -161,11 +169,7 @@ fn hop_sets_pops_and_keeps_tags() -> Result<()> {
         ("keep", hop_keep(1), None),
         ("none", hop(1, 0, false, [0, 0]), Some(vec![])),
         ("one", hop(1, 1, false, [0x2005, 0]), Some(vec![q(0x2005)])),
-        (
-            "two",
-            hop(1, 2, false, [33, 44]),
-            Some(vec![q(33), q(44)]),
-        ),
+        ("two", hop(1, 2, false, [33, 44]), Some(vec![q(33), q(44)])),
         (
             "two, outer 802.1ad",
             hop(1, 2, true, [33, 44]),
@@ -200,7 +204,13 @@ fn one_device_for_both_sides_is_tx() -> Result<()> {
         let talk = rig.open((client(is_v4(slot), 3), 4_000), slot);
         let ask = rig.ask(&talk);
         let want = tx(&rig.asked(&talk, &ask));
-        rig.expect("client behind the servers' device", &ask, SERVERS, want, &[]);
+        rig.expect(
+            "client behind the servers' device",
+            &ask,
+            SERVERS,
+            want,
+            &[],
+        );
         // The way back has been learned: the servers' device with its address.
         let answer = rig.answer(&talk);
         let want = tx(&rig.answered(&talk, &answer).macs(ROUTER_MAC, SERVERS_MAC));
