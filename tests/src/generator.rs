@@ -86,8 +86,8 @@ impl Generator {
     fn frame(&mut self, model: &Model) -> (&'static str, Vec<u8>, u32) {
         match self.rng.random_range(0..100) {
             0..16 => self.first(model),
-            16..46 => self.from_client(model),
-            46..76 => self.from_server(model),
+            16..46 => self.client_sends(model),
+            46..76 => self.server_sends(model),
             76..84 => self.error(model),
             84..87 => self.echo(model),
             87..93 => self.fragment(model),
@@ -165,7 +165,7 @@ impl Generator {
         Some(tcp((key.0, key.1), service, flags).seq(self.rng.random(), ack))
     }
 
-    fn from_client(&mut self, model: &Model) -> (&'static str, Vec<u8>, u32) {
+    fn client_sends(&mut self, model: &Model) -> (&'static str, Vec<u8>, u32) {
         match self.ask(model) {
             Some(frame) => ("from a client", self.dress(frame).bytes(), CLIENTS),
             None => self.first(model),
@@ -196,10 +196,10 @@ impl Generator {
         Some(frame.macs(SERVERS_MAC, server_mac(1)))
     }
 
-    fn from_server(&mut self, model: &Model) -> (&'static str, Vec<u8>, u32) {
+    fn server_sends(&mut self, model: &Model) -> (&'static str, Vec<u8>, u32) {
         match self.answer(model) {
             Some(frame) => ("from a server", self.dress(frame).bytes(), SERVERS),
-            None => self.from_client(model),
+            None => self.client_sends(model),
         }
     }
 

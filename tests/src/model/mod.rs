@@ -331,7 +331,7 @@ impl Step<'_> {
         let snat = if spec.snat.is_empty() {
             None
         } else {
-            self.observed_snat(&spec.snat, p.v4)
+            self.snat_source(&spec.snat, p.v4)
         };
         let flow = Flow {
             backend,
@@ -389,25 +389,32 @@ impl Step<'_> {
             })
     }
 
-    /// The snat address and port that the program chose, when it could.
-    fn observed_snat(&self, slots: &[u8], v4: bool) -> Option<(u8, u16)> {
-        let first = (slots[0], 0);
-        let Some(frame) = self.observed else {
-            return Some(first);
+    /// The snat address and port of a new flow: what the program chose where that
+    /// is allowed, else the first that is free.
+    fn snat_source(&self, slots: &[u8], v4: bool) -> Option<(u8, u16)> {
+        let world = &self.model.world;
+        let free = |slot: u8, port: u16| {
+            let taken = |f: &Flow| f.snat == Some((slot, port)) && !f.closed();
+            !self.model.established.values().any(taken) && !self.model.half_open.values().any(taken)
         };
-        let Ok(p) = parse::network(frame) else {
-            return Some(first);
+        let range = |slot: u8| {
+            let spec = &world.snat[usize::from(slot)];
+            spec.first_port..=spec.last_port
         };
-        let chosen = slots.iter().find_map(|slot| {
-            let spec = &self.model.world.snat[usize::from(*slot)];
-            let port = parse::be16(frame, p.l4);
-            let in_range = (spec.first_port..=spec.last_port).contains(&port);
-            let taken = |f: &Flow| f.snat == Some((*slot, port)) && !f.closed();
-            let free = !self.model.established.values().any(taken)
-                && !self.model.half_open.values().any(taken);
-            (p.v4 == v4 && spec.addr == p.src && in_range && free).then_some((*slot, port))
+        let observed = self.observed.and_then(|frame| {
+            let p = parse::network(frame).ok().filter(|p| p.v4 == v4)?;
+            let port = parse::be16(frame.get(p.l4..p.l4 + 2)?, 0);
+            let slot = *slots
+                .iter()
+                .find(|slot| world.snat[usize::from(**slot)].addr == p.src)?;
+            (range(slot).contains(&port) && free(slot, port)).then_some((slot, port))
         });
-        Some(chosen.unwrap_or(first))
+        observed.or_else(|| {
+            let all = slots
+                .iter()
+                .flat_map(|slot| range(*slot).map(|p| (*slot, p)));
+            all.into_iter().find(|(slot, port)| free(*slot, *port))
+        })
     }
 
     fn establish(&mut self, key: Key, flow: Flow) {
