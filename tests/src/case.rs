@@ -14,12 +14,12 @@ use crate::decode::{decode, difference};
 use crate::model::{Flow, Model};
 use crate::packets::{Check, Frame, Icmp, Packet, Payload, TCP, Tcp, Udp, tcp_flags};
 use crate::setup::{CLIENTS, CLIENTS_MAC, ROUTER_MAC, SERVERS, SERVERS_MAC, World, ip, server_mac};
-use crate::xdp::{Action, Reasons, Run, Xdp, delta};
+use crate::xdp::{Action, Loaded, Reasons, Run, delta};
 
 /// Program, model and world side by side.
 pub struct Rig {
     /// The program.
-    pub xdp: Xdp,
+    pub xdp: Loaded,
     /// The model; its `world` is the present one.
     pub model: Model,
     /// Failures so far.
@@ -71,25 +71,25 @@ pub const CLIENT_SEQ: u32 = 1_000;
 pub const SERVER_SEQ: u32 = 0xffff_ffff;
 
 impl Rig {
-    /// The standard world.
+    /// The standard world in the program that all tests of the process share.
     ///
     /// # Errors
     /// Says what is missing.
     pub fn start() -> Result<Self> {
         let world = World::standard();
-        Ok(Self::of(Xdp::start(&world)?, &world))
+        Ok(Self::of(Loaded::shared(&world)?, &world))
     }
 
-    /// The standard world with tables of another size.
+    /// The standard world in a program and a network namespace of its own.
     ///
     /// # Errors
     /// As above.
-    pub fn with_settings(settings: Settings) -> Result<Self> {
+    pub fn alone(settings: Settings) -> Result<Self> {
         let world = World::standard();
-        Ok(Self::of(Xdp::with_settings(&world, settings)?, &world))
+        Ok(Self::of(Loaded::alone(&world, settings)?, &world))
     }
 
-    fn of(xdp: Xdp, world: &World) -> Self {
+    fn of(xdp: Loaded, world: &World) -> Self {
         Self {
             xdp,
             model: Model::new(world),

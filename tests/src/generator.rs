@@ -23,6 +23,8 @@ type Key = (IpAddr, u16, u16);
 pub struct Generator {
     rng: StdRng,
     known: Vec<Key>,
+    /// The connection that was chosen last.
+    last: Option<Key>,
 }
 
 /// What happens next.
@@ -49,12 +51,13 @@ impl Generator {
         Self {
             rng: StdRng::seed_from_u64(seed),
             known: Vec::new(),
+            last: None,
         }
     }
 
     /// The next event; `model` tells what is going on.
     pub fn next(&mut self, model: &mut Model) -> Event {
-        if self.rng.random_ratio(1, 40) {
+        if self.rng.random_ratio(1, 60) {
             return self.change(&mut model.world);
         }
         let (what, frame, ifindex) = self.frame(model);
@@ -85,8 +88,8 @@ impl Generator {
 
     fn frame(&mut self, model: &Model) -> (&'static str, Vec<u8>, u32) {
         match self.rng.random_range(0..100) {
-            0..16 => self.first(model),
-            16..46 => self.client_sends(model),
+            0..12 => self.first(model),
+            12..46 => self.client_sends(model),
             46..76 => self.server_sends(model),
             76..84 => self.error(model),
             84..87 => self.echo(model),
@@ -127,6 +130,7 @@ impl Generator {
     /// Some connection that was begun once, and its flow if there is one.
     fn some(&mut self, model: &Model) -> Option<(Key, Option<Flow>)> {
         let key = *self.known.choose(&mut self.rng)?;
+        self.last = Some(key);
         let flow = model.established.get(&key);
         let flow = flow.or_else(|| model.half_open.get(&key)).cloned();
         Some((key, flow))
@@ -140,19 +144,23 @@ impl Generator {
             return Some(udp((key.0, key.1), service));
         }
         use tcp_flags::{ACK, FIN, PSH, RST, SYN};
-        let flags = [
-            ACK,
-            ACK,
-            ACK,
-            ACK | PSH,
-            ACK | PSH,
-            FIN | ACK,
-            RST,
-            RST | ACK,
-            SYN,
-            SYN | ACK,
-            FIN,
-        ];
+        let confirms = model.half_open.contains_key(&key) && self.rng.random_ratio(3, 4);
+        let flags: &[u8] = if confirms {
+            &[ACK, ACK | PSH]
+        } else {
+            &[
+                ACK,
+                ACK,
+                ACK | PSH,
+                ACK | PSH,
+                ACK | FIN,
+                RST,
+                RST | ACK,
+                SYN,
+                SYN | ACK,
+                FIN,
+            ]
+        };
         let flags = *flags.choose(&mut self.rng).expect("some");
         let expected = flow.and_then(|f| f.expected_ack);
         let ack = match expected {
@@ -210,13 +218,13 @@ impl Generator {
         } else {
             self.ask(model)
         };
-        let Some(sent) = sent else {
+        let (Some(sent), Some(key)) = (sent, self.last) else {
             return self.first(model);
         };
-        // What the packet looked like behind the balancer: ask a copy of the model.
+        // What the packet looked like behind the balancer: ask the model.
         let device = if to_backend { SERVERS } else { CLIENTS };
         let bytes = sent.bytes();
-        let seen = model.clone().step(&bytes, device, None).run.frame;
+        let seen = model.alone(key).step(&bytes, device, None).run.frame;
         let Some(inner) = seen.get(14..) else {
             return self.first(model);
         };
@@ -426,14 +434,14 @@ impl Generator {
         if rng.random_ratio(1, 4) {
             let slot = rng.random_range(0..14u16);
             let spec = &mut world.frontends[usize::from(slot)];
-            match rng.random_range(0..6) {
-                0 => spec.closing = !spec.closing,
-                1 => spec.closing = false,
+            match rng.random_range(0..8) {
+                0 => spec.closing = true,
+                1..4 => spec.closing = false,
                 _ if spec.ring.is_empty() => {
                     // The standard ring, some slots several times.
                     spec.ring = World::standard().frontends[usize::from(slot)].ring.clone();
                 }
-                2 => spec.ring.clear(),
+                4 if rng.random() => spec.ring.clear(),
                 _ => {
                     let of = spec.ring.clone();
                     let len = rng.random_range(1..40);
@@ -445,7 +453,7 @@ impl Generator {
         let slot = rng.random_range(0..world.backends.len() as u16);
         let spec = &mut world.backends[usize::from(slot)];
         let server = 1 + (slot % 6) as u8;
-        match rng.random_range(0..10) {
+        match rng.random_range(0..24) {
             0 | 1 => spec.usable = false,
             2 => {
                 spec.stopped = true;
@@ -464,7 +472,7 @@ impl Generator {
                 spec.hop = Some(hop);
             }
             6 => spec.hop = None,
-            7 => spec.hop = Some(hop_keep(server)),
+            7..12 => spec.hop = Some(hop_keep(server)),
             _ => {
                 spec.stopped = false;
                 spec.usable = true;

@@ -6,8 +6,11 @@
 //! frame goes cannot be read from a test run; the live tests look at the devices.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray, RingBuf};
@@ -19,6 +22,7 @@ use common::counters::Reason;
 use common::flow::{Bucket, buckets_for};
 use common::limits;
 use common::tables::{Cursor, Event, Header, IndexBucket, Settings, names};
+use nix::sched::CloneFlags;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::setup::{CLIENTS, CLIENTS_MAC, SERVERS, SERVERS_MAC, STRANGER, World};
@@ -62,6 +66,100 @@ pub struct Xdp {
     buffer: Vec<u8>,
 }
 
+/// A loaded program: one test's own, or the one that the tests of a process take
+/// turns with, because the verifier takes its time.
+pub enum Loaded {
+    /// In a network namespace of its own.
+    Alone(Box<Xdp>),
+    /// In the namespace that all share.
+    Shared(MutexGuard<'static, Slot>),
+}
+
+/// The program that tests take turns with, and its namespace.
+pub struct Shared {
+    xdp: Xdp,
+    namespace: File,
+}
+
+/// Loaded at first use; what prevented that is told to every test, not tried again.
+pub type Slot = Option<Result<Shared, String>>;
+
+static SHARED: Mutex<Slot> = Mutex::new(None);
+
+/// Flows that the shared program's tables are rated for.
+const SHARED_FLOWS: u32 = 32_768;
+
+impl Loaded {
+    /// Waits for the shared program, loading it the first time; leaves it as if
+    /// just loaded, with `world` in its tables, and the calling thread in its
+    /// namespace.
+    ///
+    /// # Errors
+    /// Says what is missing and how to get it.
+    pub fn shared(world: &World) -> Result<Self> {
+        // A test that failed leaves nothing behind that the reset does not clear.
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        match shared.as_mut() {
+            Some(Ok(shared)) => {
+                nix::sched::setns(&shared.namespace, CloneFlags::CLONE_NEWNET)
+                    .context("cannot enter the network namespace")?;
+                shared.xdp.reset(world)?;
+            }
+            Some(Err(error)) => bail!("{error}"),
+            None => match Shared::start(world) {
+                Ok(started) => *shared = Some(Ok(started)),
+                Err(error) => {
+                    *shared = Some(Err("see the first test that failed".to_owned()));
+                    return Err(error);
+                }
+            },
+        }
+        Ok(Self::Shared(shared))
+    }
+
+    /// A program with tables of a size of its own.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn alone(world: &World, settings: Settings) -> Result<Self> {
+        Ok(Self::Alone(Box::new(Xdp::start(world, settings)?)))
+    }
+}
+
+impl Shared {
+    fn start(world: &World) -> Result<Self> {
+        let xdp = Xdp::start(world, settings_for(SHARED_FLOWS))?;
+        let namespace = File::open("/proc/thread-self/ns/net")?;
+        Ok(Self { xdp, namespace })
+    }
+}
+
+impl Deref for Loaded {
+    type Target = Xdp;
+
+    fn deref(&self) -> &Xdp {
+        match self {
+            Self::Alone(xdp) => xdp,
+            Self::Shared(shared) => match &**shared {
+                Some(Ok(shared)) => &shared.xdp,
+                _ => unreachable!("made from a loaded one"),
+            },
+        }
+    }
+}
+
+impl DerefMut for Loaded {
+    fn deref_mut(&mut self) -> &mut Xdp {
+        match self {
+            Self::Alone(xdp) => xdp,
+            Self::Shared(shared) => match &mut **shared {
+                Some(Ok(shared)) => &mut shared.xdp,
+                _ => unreachable!("made from a loaded one"),
+            },
+        }
+    }
+}
+
 /// `struct xdp_md` of the kernel.
 #[repr(C)]
 #[derive(Default, IntoBytes, Immutable)]
@@ -87,20 +185,12 @@ pub fn settings_for(flows: u32) -> Settings {
 }
 
 impl Xdp {
-    /// The program with tables for a few thousand flows and the given world in
-    /// them. The calling thread moves into a network namespace of its own.
+    /// The program with the given world in its tables. The calling thread moves
+    /// into a network namespace of its own.
     ///
     /// # Errors
     /// Says what is missing and how to get it.
-    pub fn start(world: &World) -> Result<Self> {
-        Self::with_settings(world, settings_for(4_096))
-    }
-
-    /// As [`Self::start`], with tables of another size.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn with_settings(world: &World, settings: Settings) -> Result<Self> {
+    pub fn start(world: &World, settings: Settings) -> Result<Self> {
         enter_namespace()?;
         let path = std::env::var_os(OBJECT_VARIABLE).map_or_else(
             || {
@@ -158,11 +248,8 @@ impl Xdp {
         for slot in 0..world.frontends.len() as u32 {
             t.cursors.write(slot, Cursor::default());
         }
-        for (slot, snat) in world.snat.iter().enumerate() {
-            for port in snat.first_port..=snat.last_port {
-                let at = slot as u32 * limits::SNAT_PORTS + u32::from(port);
-                t.snat_ports.write(at, FromZeros::new_zeroed());
-            }
+        for at in 0..world.snat.len() as u32 * limits::SNAT_PORTS {
+            t.snat_ports.write(at, FromZeros::new_zeroed());
         }
         let mut fragments: BpfHashMap<_, [u8; FRAGMENT_KEY], u32> =
             BpfHashMap::try_from(self.ebpf.map_mut(names::FRAGMENTS).context("FRAGMENTS")?)?;
@@ -373,8 +460,7 @@ fn enter_namespace() -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "packet tests load a kernel program and need root: run `cargo xtask test` as root"
     );
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-        .context("cannot make a network namespace")?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     command("ip link set lo up")?;
     for (name, index, peer, mac) in [
         ("clients", CLIENTS, "client0", CLIENTS_MAC),

@@ -144,6 +144,20 @@ impl Model {
         }
     }
 
+    /// The same world with no flow but one.
+    pub fn alone(&self, key: (IpAddr, u16, u16)) -> Self {
+        let mut model = Self::new(&self.world);
+        for (from, to) in [
+            (&self.established, &mut model.established),
+            (&self.half_open, &mut model.half_open),
+        ] {
+            if let Some(flow) = from.get(&key) {
+                to.insert(key, flow.clone());
+            }
+        }
+        model
+    }
+
     fn frontend(&self, addr: IpAddr, port: u16, proto: u8) -> Option<u16> {
         let found = self
             .world

@@ -15,6 +15,8 @@ impl Step<'_> {
         match policy {
             Unavailable::Pass => self.pass(Reason::RefusedPass),
             Unavailable::Drop => self.drop(Reason::RefusedDrop),
+            // There is no header to answer.
+            Unavailable::Reset if self.later(p) => self.drop(Reason::RefusedDrop),
             Unavailable::Reset if p.proto == TCP => {
                 if self.frame[p.l4 + 13] & tcp_flags::RST != 0 {
                     return self.drop(Reason::RefusedDrop);
@@ -48,7 +50,8 @@ impl Step<'_> {
         let (seq, ack, out) = if flags & tcp_flags::ACK != 0 {
             (be32(b, 8), 0, tcp_flags::RST)
         } else {
-            let data = b.len() - usize::from(b[12] >> 4) * 4;
+            // A first fragment can end within its options.
+            let data = b.len().saturating_sub(usize::from(b[12] >> 4) * 4);
             let phantom =
                 u32::from(flags & tcp_flags::SYN != 0) + u32::from(flags & tcp_flags::FIN != 0);
             let ack = be32(b, 4).wrapping_add(data as u32).wrapping_add(phantom);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_tests::case::{Rig, redirect};
 use balancer_tests::setup::{CLIENTS, ROUTER_MAC, SERVERS, SERVERS_MAC, frontend, server_mac};
-use balancer_tests::xdp::command;
+use balancer_tests::xdp::{command, settings_for};
 use common::counters::Reason;
 
 /// A raw socket on one device.
@@ -120,7 +120,7 @@ fn frames_leave_by_the_right_device() -> Result<()> {
 
 #[test]
 fn the_routing_table_stands_in_for_a_hop() -> Result<()> {
-    let mut rig = Rig::start()?;
+    let mut rig = Rig::alone(settings_for(64))?;
     let server = server_mac(1).map(|b| format!("{b:02x}")).join(":");
     let router = ROUTER_MAC.map(|b| format!("{b:02x}")).join(":");
     for line in [

@@ -123,7 +123,7 @@ fn other_policies_keep_silence_or_pass() -> Result<()> {
             frontend::DROP4 | frontend::DROP6 => (Want::Drop, Reason::RefusedDrop),
             _ => (Want::Pass, Reason::RefusedPass),
         };
-        let v4 = slot.is_multiple_of(2);
+        let v4 = rig.world().service(slot).0.is_ipv4();
         let stray = tcp((client(v4, 4), 9_300), rig.world().service(slot), ACK);
         let reasons = [Reason::FlowUnknown, refused];
         for stray in dressed(&stray) {
@@ -177,8 +177,7 @@ fn stopped_backend_cuts_its_flows() -> Result<()> {
         frontend::DROP4,
         frontend::PASS6,
     ] {
-        let v4 = slot.is_multiple_of(2) && slot != frontend::PASS6;
-        let v4 = v4 || rig.world().service(slot).0.is_ipv4();
+        let v4 = rig.world().service(slot).0.is_ipv4();
         let talk = rig.open((client(v4, 6), 9_500), slot);
         let other = rig.world().frontends[usize::from(slot)].ring.len() > 1;
         rig.backend(talk.backend, |b| {

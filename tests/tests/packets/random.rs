@@ -8,7 +8,7 @@ use balancer_tests::case::{agree, mismatch};
 use balancer_tests::generator::{Event, Generator};
 use balancer_tests::model::Model;
 use balancer_tests::setup::World;
-use balancer_tests::xdp::{Reasons, Xdp, delta, settings_for};
+use balancer_tests::xdp::{Loaded, Reasons, delta};
 
 const PACKETS: u64 = 120_000;
 
@@ -29,10 +29,11 @@ fn program_agrees_with_the_model() -> Result<()> {
     for snat in &mut world.snat {
         (snat.first_port, snat.last_port) = (10_000, 65_535);
     }
-    let mut xdp = Xdp::with_settings(&world, settings_for(32_768))?;
+    let mut xdp = Loaded::shared(&world)?;
     let mut model = Model::new(&world);
     let mut generator = Generator::new(seed);
-    let mut before = xdp.reasons()?;
+    let start = xdp.reasons()?;
+    let mut before = start.clone();
     let mut actions = std::collections::BTreeMap::<String, u64>::new();
     let mut packet = 0;
     while packet < packets {
@@ -74,8 +75,9 @@ fn program_agrees_with_the_model() -> Result<()> {
             }
         }
     }
-    println!("{packets} packets: {actions:?}\n{before:?}");
-    covered(&before);
+    let counted = delta(&start, &before);
+    println!("{packets} packets: {actions:?}\n{counted:?}");
+    covered(&counted);
     Ok(())
 }
 

@@ -127,7 +127,7 @@ fn held(rig: &Rig) -> (usize, usize, usize) {
 
 #[test]
 fn syn_flood_leaves_established_flows_alone() -> Result<()> {
-    let mut rig = Rig::with_settings(settings_for(512))?;
+    let mut rig = Rig::alone(settings_for(512))?;
     let mut talks = Vec::new();
     for n in 0..200 {
         for slot in [frontend::TCP4, frontend::TCP6] {
@@ -167,7 +167,7 @@ fn syn_flood_leaves_established_flows_alone() -> Result<()> {
 #[test]
 fn tables_hold_their_rated_number_of_flows() -> Result<()> {
     const FLOWS: u32 = 20_000;
-    let mut rig = Rig::with_settings(settings_for(FLOWS))?;
+    let mut rig = Rig::alone(settings_for(FLOWS))?;
     let before = rig.xdp.reasons()?;
     for (slot, net) in [(frontend::TCP4, "198.18"), (frontend::TCP6, "2001:db8:5")] {
         for n in 0..FLOWS {
@@ -210,10 +210,11 @@ fn tables_hold_their_rated_number_of_flows() -> Result<()> {
 
 #[test]
 fn overfull_tables_evict_and_say_so() -> Result<()> {
-    let mut rig = Rig::with_settings(settings_for(64))?;
+    let mut rig = Rig::alone(settings_for(64))?;
     for n in 0..2_000 {
         let talk = rig.begin((client(true, 4), 13_000 + n), frontend::UDP4);
-        rig.xdp.run(&rig.answer(&talk).bytes(), SERVERS)?;
+        let answer = rig.answer(&talk).bytes();
+        rig.xdp.run(&answer, SERVERS)?;
         // The model's tables are never full: it forgets here.
         rig.model.half_open.clear();
     }
