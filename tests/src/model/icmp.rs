@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use common::counters::Reason;
 
+use super::Step;
 use super::edit::{self, Change, Place};
 use super::parse::{Parsed, Part, be16, v4_at, v6_at};
-use super::{Step, is_icmp};
-use crate::packets::{ICMP, TCP, UDP};
+use crate::packets::{ICMP, ICMPV6, TCP, UDP};
 use crate::xdp::{Action, Run};
 
 /// The packet that an error is about.
@@ -164,4 +164,9 @@ fn inner(frame: &[u8], p: &Parsed) -> Option<Inner> {
         src: (src, be16(b, l4)),
         dst: (dst, be16(b, l4 + 2)),
     })
+}
+
+/// Whether a protocol number is ICMP's of the family.
+fn is_icmp(proto: u8, v4: bool) -> bool {
+    proto == if v4 { ICMP } else { ICMPV6 }
 }
