@@ -79,7 +79,7 @@ pub fn rewrite(bytes: &mut [u8], at: Place, change: Change) {
         return;
     }
     let came = be16(&old, field);
-    if at.proto == UDP && at.v4 && came == 0 {
+    if at.proto == UDP && came == 0 {
         return;
     }
     let mut check = carry(came, covered(&old, at, field), covered(bytes, at, field));

@@ -147,6 +147,10 @@ fn ipv6(frame: &[u8], l3: usize, tags: Vec<Tag>) -> Result<Parsed, Reason> {
     if end > frame.len() {
         return Err(Reason::BadIpLength);
     }
+    let (src, dst) = (v6_at(frame, l3 + 8), v6_at(frame, l3 + 24));
+    if mapped(src) || mapped(dst) {
+        return Err(Reason::BadSource);
+    }
     let (mut next, mut at, mut count) = (frame[l3 + 6], l3 + 40, 0);
     let mut state = Part::Whole;
     while matches!(next, 0 | 43 | 44 | 51 | 60) {
@@ -157,6 +161,9 @@ fn ipv6(frame: &[u8], l3: usize, tags: Vec<Tag>) -> Result<Parsed, Reason> {
         if at + 8 > end {
             return Err(Reason::TruncatedIp);
         }
+        if next == 43 && frame[at + 3] != 0 {
+            return Err(Reason::BadExtensionHeaders);
+        }
         let units = usize::from(frame[at + 1]);
         let size = match next {
             44 => 8,
@@ -166,12 +173,13 @@ fn ipv6(frame: &[u8], l3: usize, tags: Vec<Tag>) -> Result<Parsed, Reason> {
         if at + size > end {
             return Err(Reason::TruncatedIp);
         }
-        if next == 43 && frame[at + 3] != 0 {
-            return Err(Reason::BadExtensionHeaders);
-        }
         if next == 44 {
             let field = be16(frame, at + 2);
-            state = part(field >> 3, field & 1 != 0, be32(frame, at + 4));
+            // An atomic one behind a real one changes nothing.
+            match part(field >> 3, field & 1 != 0, be32(frame, at + 4)) {
+                Part::Whole => {}
+                other => state = other,
+            }
         }
         next = frame[at];
         at += size;
@@ -183,14 +191,19 @@ fn ipv6(frame: &[u8], l3: usize, tags: Vec<Tag>) -> Result<Parsed, Reason> {
         tags,
         l3,
         v4: false,
-        src: v6_at(frame, l3 + 8),
-        dst: v6_at(frame, l3 + 24),
+        src,
+        dst,
         ttl: frame[l3 + 7],
         proto: next,
         l4: at,
         end,
         part: state,
     })
+}
+
+/// IPv4 as an IPv6 address, which nobody may use on the wire.
+fn mapped(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
 }
 
 /// Step 4: checks the transport header; ports for TCP and UDP.

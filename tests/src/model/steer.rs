@@ -19,7 +19,10 @@ impl Step<'_> {
             Ok(parsed) => parsed,
             Err(reason) => return self.pass(reason),
         };
-        let mapped = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+        let balanced = matches!(parsed.proto, TCP | UDP);
+        if parsed.part != Part::Whole && !balanced {
+            return self.pass(Reason::NotBalanced);
+        }
         if let Part::Later(id) = parsed.part {
             let key = (parsed.src, parsed.dst, id, parsed.proto);
             let Some(ports) = self.model.fragments.get(&key).copied() else {
@@ -29,7 +32,6 @@ impl Step<'_> {
         }
         match parse::transport(self.frame, &parsed) {
             Err(reason) => self.pass(reason),
-            Ok(_) if mapped(parsed.src) || mapped(parsed.dst) => self.pass(Reason::NotBalanced),
             Ok(Some(ports)) => self.steer(&parsed, ports),
             Ok(None) => self.icmp(&parsed),
         }
@@ -42,6 +44,10 @@ impl Step<'_> {
         if frontend.is_none() && endpoint.is_none() {
             return self.pass(Reason::NotBalanced);
         }
+        if let Part::First(id) = p.part {
+            let key = (p.src, p.dst, id, p.proto);
+            self.model.fragments.insert(key, ports);
+        }
         if frontend.is_some() {
             if p.proto == TCP && !self.later(p) && !possible(self.tcp_flags(p)) {
                 return self.pass(Reason::BadTcpFlags);
@@ -52,10 +58,6 @@ impl Step<'_> {
         }
         if p.ttl <= 1 {
             return self.pass(Reason::TtlExpired);
-        }
-        if let Part::First(id) = p.part {
-            let key = (p.src, p.dst, id, p.proto);
-            self.model.fragments.insert(key, ports);
         }
         match (frontend, endpoint) {
             (Some(frontend), _) => self.forward(p, ports, frontend),
@@ -87,8 +89,10 @@ impl Step<'_> {
             return self.refuse(p, Unavailable::Reset);
         }
         let finishing = table == Table::Established && (flow.client_fin || flow.server_fin);
+        // A flow that was cut while its backend was stopped.
+        let cut = table == Table::HalfOpen && flow.reset;
         let again = syn && (flow.closed() || finishing || !backend.usable)
-            || opens && p.proto == UDP && !backend.usable;
+            || opens && p.proto == UDP && (!backend.usable || cut);
         if again {
             self.model.table(table).remove(&key);
             return self.new_flow(p, ports, frontend);
@@ -125,14 +129,14 @@ impl Step<'_> {
     fn without_flow(&mut self, p: &Parsed, ports: Ports, frontend: u16, opens: bool) -> Run {
         let spec = &self.model.world.frontends[usize::from(frontend)];
         let unavailable = spec.unavailable;
+        if self.later(p) {
+            return self.pass(Reason::FragmentUnknown);
+        }
         if spec.closing {
             return self.pass(Reason::NotBalanced);
         }
         if opens {
             return self.new_flow(p, ports, frontend);
-        }
-        if self.later(p) {
-            return self.pass(Reason::FragmentUnknown);
         }
         self.count(Reason::FlowUnknown);
         self.refuse(p, unavailable)
@@ -194,18 +198,19 @@ impl Step<'_> {
         None
     }
 
-    fn conflict(&self, key: Key, endpoint: u16) -> bool {
-        let model = &self.model;
-        model
-            .established
-            .iter()
-            .chain(&model.half_open)
-            .any(|(other, flow)| {
-                (other.0, other.1) == (key.0, key.1)
-                    && other.2 != key.2
-                    && flow.snat.is_none()
-                    && flow.endpoint == endpoint
-            })
+    /// Whether the endpoint already has a flow of this client's address and port.
+    /// One that is over makes way.
+    fn conflict(&mut self, key: Key, endpoint: u16) -> bool {
+        let same = |other: &Key, flow: &Flow| {
+            (other.0, other.1) == (key.0, key.1) && flow.snat.is_none() && flow.endpoint == endpoint
+        };
+        for flows in [&mut self.model.established, &mut self.model.half_open] {
+            flows.retain(|other, flow| !(same(other, flow) && flow.closed()));
+            if flows.iter().any(|(other, flow)| same(other, flow)) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The snat address and port of a new flow: what the program chose where that
@@ -265,7 +270,7 @@ impl Step<'_> {
         let Some(hop) = self.model.world.backends[usize::from(backend)].hop else {
             return self.by_route(out);
         };
-        let outer = if hop.vlan_outer_ad != 0 && hop.vlan_count == 2 {
+        let outer = if hop.vlan_outer_ad != 0 {
             0x88a8
         } else {
             0x8100
@@ -317,7 +322,12 @@ impl Step<'_> {
             return self.pass(Reason::ReplyUnknown);
         };
         let backend = self.model.world.backends[usize::from(flow.backend)].clone();
-        if backend.stopped && backend.generation == flow.generation {
+        if !backend.present || backend.generation != flow.generation {
+            self.count(Reason::FlowStale);
+            self.model.table(table).remove(&key);
+            return self.pass(Reason::ReplyUnknown);
+        }
+        if backend.stopped {
             self.count(Reason::BackendStopped);
             return Run {
                 action: Action::Drop,
@@ -327,22 +337,24 @@ impl Step<'_> {
         let whole = !self.later(p);
         let flags = self.tcp_flags(p);
         if whole && p.proto == TCP {
-            if table == Table::HalfOpen && flags & tcp_flags::RST != 0 && !flow.answered {
+            let refuses = flags & tcp_flags::RST != 0 && !flow.answered && !flow.reset;
+            if table == Table::HalfOpen && refuses {
                 self.count(Reason::SynRefused);
                 if backend.watched {
                     self.events
                         .push((event::SYN_REFUSED, flow.backend, flow.generation));
                 }
             }
-            let both = tcp_flags::SYN | tcp_flags::ACK;
-            if table == Table::HalfOpen && flags & both == both && flags & tcp_flags::RST == 0 {
+            let state = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::FIN | tcp_flags::RST;
+            let syn_ack = flags & state == tcp_flags::SYN | tcp_flags::ACK;
+            if table == Table::HalfOpen && syn_ack {
                 flow.answered = true;
                 flow.expected_ack = Some(parse::be32(self.frame, p.l4 + 4).wrapping_add(1));
             }
             flow.server_fin |= flags & tcp_flags::FIN != 0;
             flow.reset |= flags & tcp_flags::RST != 0;
         }
-        if whole && p.proto == UDP && table == Table::HalfOpen {
+        if p.proto == UDP && table == Table::HalfOpen {
             flow.answered = true;
             self.establish(key, flow.clone());
         } else {
@@ -411,6 +423,6 @@ fn possible(flags: u8) -> bool {
 
 /// Whether a client can have this address.
 fn can_be_source(ip: IpAddr) -> bool {
-    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || broadcast)
+    let reserved = matches!(ip, IpAddr::V4(v4) if v4.octets()[0] >= 240);
+    !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || reserved)
 }

@@ -303,18 +303,6 @@ fn what_is_not_ours_is_left_alone() -> Result<()> {
             ),
         ]);
     }
-    // An IPv6 packet whose addresses look like mapped IPv4 ones is no IPv4 packet.
-    let mapped = (ip("::ffff:203.0.113.1"), 80);
-    frames.push((
-        "mapped destination",
-        tcp((client(false, 2), 1), mapped, SYN),
-    ));
-    let from = (ip("::ffff:198.51.100.1"), 11_200);
-    frames.push(("mapped addresses", tcp(from, mapped, SYN)));
-    let server = (ip("::ffff:10.1.0.1"), 8080);
-    frames.push(("mapped server", tcp(server, (client(false, 2), 1), ACK)));
-    let service = rig.world().service(frontend::TCP6);
-    frames.push(("mapped source", tcp(from, service, SYN)));
     for (what, frame) in frames {
         rig.expect(what, &frame, CLIENTS, Want::Pass, &[Reason::NotBalanced]);
     }
@@ -346,6 +334,30 @@ fn replies_of_no_flow_pass() -> Result<()> {
         stray.backend = *ring.iter().find(|b| **b != talk.backend).expect("another");
         let answer = rig.answer(&stray);
         rig.expect("another server", &answer, SERVERS, Want::Pass, &reasons);
+    }
+    rig.finish();
+    Ok(())
+}
+
+/// An IPv6 packet whose addresses look like mapped IPv4 ones is no IPv4 packet.
+#[test]
+fn mapped_addresses_on_the_wire() -> Result<()> {
+    let mut rig = Rig::start()?;
+    rig.open((client(true, 7), 11_600), frontend::TCP4);
+    let who = (client(false, 7), 11_600);
+    let from = (ip("::ffff:198.51.100.7"), 11_600);
+    let to = (ip("::ffff:203.0.113.1"), 80);
+    let server = (ip("::ffff:10.1.0.1"), 8080);
+    let service = rig.world().service(frontend::TCP6);
+    for (what, frame) in [
+        ("destination", tcp(who, to, SYN)),
+        ("both", tcp(from, to, SYN)),
+        ("both, of a flow", tcp(from, to, ACK)),
+        ("a server", tcp(server, who, ACK)),
+        ("a server to a client", tcp(server, from, ACK)),
+        ("source", tcp(from, service, SYN)),
+    ] {
+        rig.expect(what, &frame, CLIENTS, Want::Pass, &[Reason::BadSource]);
     }
     rig.finish();
     Ok(())
