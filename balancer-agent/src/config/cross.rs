@@ -14,7 +14,7 @@ use toml::Spanned;
 use super::findings::{Findings, Span, nearest, quote};
 use super::pool::PoolDraft;
 use super::resolve::FrontendDraft;
-use crate::model::{Activation, Mode, Protocol, Xdp};
+use crate::model::{Activation, Mode, Protocol};
 
 /// Half of a table's slots: the other half is for what a reload adds before the
 /// old flows of what it removes have ended.
@@ -50,29 +50,25 @@ pub(super) fn check(frontends: &[FrontendDraft], pools: &[PoolDraft], findings: 
     room(frontends, pools, findings);
 }
 
-/// The interfaces of frontends that are steered in the kernel. `place` is where
-/// they should be.
-pub(super) fn interfaces(
-    xdp: &Xdp,
-    absent: bool,
-    place: Option<Span>,
+/// Frontends that are steered in the kernel need interfaces, and there are
+/// none. `written` is where they are an empty array, `table` where `[xdp]` is.
+pub(super) fn no_interfaces(
+    written: Option<Span>,
+    table: Option<Span>,
     frontends: &[FrontendDraft],
     findings: &mut Findings,
 ) {
     let Some(first) = frontends.iter().find(|f| f.mode == Mode::Xdp) else {
         return;
     };
-    // Wrong interfaces have been noted; here only none counts.
-    if !xdp.interfaces.is_empty() {
-        return;
-    }
-    let message = match absent {
-        true => "no `interfaces` for frontends that are steered in the kernel",
-        false => "`interfaces` is empty, and there are frontends that are steered in the kernel",
+    let message = match written {
+        None => "no `interfaces` for frontends that are steered in the kernel",
+        Some(_) => "`interfaces` is empty, and there are frontends that are steered in the kernel",
     };
+    let place = written.or(table).unwrap_or(first.span.clone());
     let expected =
         "the clients' and the servers' side in `[xdp]`, such as `interfaces = [\"eth0\"]`";
-    findings.error(place.unwrap_or(first.span.clone()), message, expected);
+    findings.error(place, message, expected);
 }
 
 /// Notes every value that was there before, with what `message` says of it:

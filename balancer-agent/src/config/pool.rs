@@ -218,7 +218,9 @@ fn check(raw: &RawCheck, span: &Span, usage: Usage, findings: &mut Findings) -> 
         INTERVAL_DEFAULT,
         INTERVAL,
     );
-    let fast = (interval / 5).max(FAST_INTERVAL_LEAST).min(interval);
+    // In whole milliseconds, like every duration of a file.
+    let fifth = Duration::from_millis(u64::try_from(interval.as_millis() / 5).unwrap_or(u64::MAX));
+    let fast = fifth.max(FAST_INTERVAL_LEAST).min(interval);
     let fast_interval = duration_or(
         findings,
         "fast_interval",

@@ -273,20 +273,47 @@ pub(super) fn read(text: &str, findings: &mut Findings) -> Option<RawConfig> {
 
 /// Notes an error of the TOML grammar.
 fn syntax(error: &toml::de::Error, text: &str, findings: &mut Findings) {
-    let span = error.span().unwrap_or(text.len()..text.len());
+    let end = text.len();
+    let span = error.span().unwrap_or(end..end);
     let message = shown(error.message());
+    let unquoted = message.contains("must be quoted");
+    if (unquoted || message.starts_with("invalid "))
+        && let Some(bare) = bare_value(text, span.start)
+    {
+        let value = shown(&text[bare.clone()]);
+        let expected = format!("quotes around a string, as in \"{value}\"");
+        findings.error(
+            bare,
+            format!("not valid TOML: {value} is not quoted"),
+            expected,
+        );
+        return;
+    }
     let (what, expected) = match message.split_once(", expected ") {
-        Some((what, expected)) if !expected.is_empty() => (what, expected.to_owned()),
-        _ if message.contains("duplicate key") => (
-            "a key stands twice in one table",
-            "each key once".to_owned(),
-        ),
-        _ => (
-            message.as_str(),
-            "TOML, such as `key = \"value\"`".to_owned(),
-        ),
+        // The parser says the same of a value that is not there at all.
+        _ if unquoted => ("a key without a value", "a value after `=`".into()),
+        Some((what, expected)) if expected != "nothing" => (what, expected.to_owned()),
+        Some((what, _)) => (what, "something else".into()),
+        None if message.contains("duplicate key") => {
+            ("a key stands twice in one table", "each key once".into())
+        }
+        None => (message.as_str(), "TOML, such as `key = \"value\"`".into()),
     };
     findings.error(span, format!("not valid TOML: {what}"), expected);
+}
+
+/// The value without quotes that `at` is in: the parser takes it for a number,
+/// a date or a boolean by how it begins, and complains about what follows.
+fn bare_value(text: &str, at: usize) -> Option<Span> {
+    let line = text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
+    let before = text[line..at].rfind(['=', '[', ','])? + 1;
+    let rest = &text[line + before..];
+    let start = line + before + (rest.len() - rest.trim_start_matches([' ', '\t']).len());
+    let ends = |c: char| c.is_whitespace() || ",]}#".contains(c);
+    let value = &text[start..];
+    let value = &value[..value.find(ends).unwrap_or(value.len())];
+    let quotable = value.starts_with(|c: char| c.is_alphanumeric() || "/.:+-_".contains(c));
+    (quotable && !value.contains(['"', '\'', '='])).then(|| start..start + value.len())
 }
 
 /// Notes the structural mistake that `error` is about, and takes it out of the
@@ -304,7 +331,9 @@ fn mend(
         let Some((spanned, value)) = table.remove_entry(key) else {
             return;
         };
-        if spanned.span() != at {
+        // The place does not tell a key from its value: a table that only a longer
+        // header implies (`[pool.check]`) stands where its name does.
+        if !message.starts_with("unknown field") {
             findings.error(
                 at.clone(),
                 misplaced(key, value.get_ref(), message),

@@ -89,16 +89,16 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         .map(|table| pool::pool(table.get_ref(), table.span(), &usage, findings))
         .collect();
 
-    // Where interfaces are missing: in their array, else in their table.
-    let interfaces = raw_xdp.interfaces.as_ref().map(Spanned::span);
-    let place = interfaces.or_else(|| xdp_table.map(Spanned::span));
-    cross::interfaces(
-        &xdp,
-        raw_xdp.interfaces.is_none(),
-        place,
-        &frontends,
-        findings,
-    );
+    // Interfaces that are there and wrong have been noted already.
+    let none = match raw_xdp.interfaces.as_ref().map(Spanned::get_ref) {
+        None => true,
+        Some(value) => matches!(value, Value::Array(names) if names.is_empty()),
+    };
+    if none {
+        let written = raw_xdp.interfaces.as_ref().map(Spanned::span);
+        let table = xdp_table.map(Spanned::span);
+        cross::no_interfaces(written, table, &frontends, findings);
+    }
     cross::check(&frontends, &pools, findings);
 
     Some(Config {

@@ -409,3 +409,55 @@ pub(super) fn host(text: &str) -> Result<String, Mistake> {
     }
     Ok(text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::MAX;
+
+    fn millis(text: &str) -> Option<u128> {
+        duration(text, ALL).ok().map(|d| d.as_millis())
+    }
+
+    #[test]
+    fn durations_add_up() {
+        assert_eq!(millis("1ms"), Some(1));
+        assert_eq!(millis("90s"), Some(90_000));
+        assert_eq!(millis("1m30s"), Some(90_000));
+        assert_eq!(millis("1d2h3m4s5ms"), Some(93_784_005));
+        for wrong in ["1", "s", "1s1", "1s1s", "1 s", "+1s", "1S", "١s", "1h30"] {
+            assert_eq!(millis(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn durations_are_shown_as_they_are_read(n in 1..u64::MAX) {
+            let text = show_duration(Duration::from_millis(n));
+            prop_assert_eq!(millis(&text), Some(u128::from(n)));
+        }
+
+        #[test]
+        fn requests_take_every_path_and_host(path in "/[ -~]{0,20}", name in "[ -~]{1,20}") {
+            if let Ok(path) = request_path(&path) {
+                prop_assert!(path.parse::<hyper::http::uri::PathAndQuery>().is_ok(), "{path}");
+            }
+            if let Ok(name) = host(&name) {
+                prop_assert!(hyper::header::HeaderValue::from_str(&name).is_ok(), "{name}");
+            }
+        }
+
+        #[test]
+        fn addresses_are_shown_as_they_are_read(ip: IpAddr, port in 1..u16::MAX) {
+            let address = SocketAddr::new(ip, port);
+            if let Ok(read) = socket_address(&address.to_string(), Role::Backend) {
+                prop_assert_eq!(read, address);
+            } else {
+                prop_assert!(suitable(ip, Role::Backend).is_err(), "{}", address);
+            }
+        }
+    }
+}
