@@ -5,4 +5,5 @@
 
 pub mod dataplane;
 pub mod model;
+pub mod nexthop;
 pub mod prober;

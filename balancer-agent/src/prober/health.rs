@@ -454,7 +454,7 @@ impl Jitter {
 
 /// `part` / 2^24 of a duration.
 fn mul_fraction(whole: Duration, part: u32) -> Duration {
-    let nanos = whole.as_nanos().min(u128::from(u64::MAX)) * u128::from(part) >> 24;
+    let nanos = (whole.as_nanos().min(u128::from(u64::MAX)) * u128::from(part)) >> 24;
     Duration::from_nanos(nanos as u64)
 }
 
