@@ -373,8 +373,11 @@ fn lost_notifications_are_made_up_for() -> Result<()> {
             let [_, b, c, d] = n.to_be_bytes();
             flood += &format!("route add 10.{b}.{c}.{d}/32 dev a0\n");
         }
-        flood += "route replace 198.51.100.0/24 via 203.0.113.2\n";
+        flood += "route replace 198.51.100.0/24 via 203.0.113.2\nlink set a0 mtu 1400\n";
         net.batch("a", &flood)?;
+        // Routes are asked for now and then in any case; links are not.
+        let smaller = |hops: &NextHops| hops.links.values().any(|link| link.mtu == 1400);
+        watch.until("the new MTU", smaller).await?;
         watch.until_hop("198.51.100.1", "a1", C0).await
     })
 }

@@ -390,7 +390,8 @@ impl Table {
     }
 
     fn ask(&mut self, prefix: Prefix) {
-        let inside = self.routes.keys().filter(|ip| prefix.contains(**ip));
+        let (first, last) = prefix.bounds();
+        let inside = self.routes.range(first..=last).map(|(ip, _)| *ip);
         self.unresolved.extend(inside);
     }
 

@@ -34,18 +34,22 @@ pub(super) struct Prefix {
 }
 
 impl Prefix {
-    pub fn contains(&self, ip: IpAddr) -> bool {
+    /// The first and the last address of the prefix.
+    pub fn bounds(&self) -> (IpAddr, IpAddr) {
         let length = u32::from(self.length);
-        match (self.address, ip) {
-            (IpAddr::V4(net), IpAddr::V4(ip)) => {
-                let mask = u32::MAX.checked_shl(32 - length.min(32)).unwrap_or(0);
-                (net.to_bits() ^ ip.to_bits()) & mask == 0
+        match self.address {
+            IpAddr::V4(ip) => {
+                let host = u32::MAX.checked_shr(length).unwrap_or(0);
+                let first = ip.to_bits() & !host;
+                let bound = |bits| IpAddr::V4(Ipv4Addr::from_bits(bits));
+                (bound(first), bound(first | host))
             }
-            (IpAddr::V6(net), IpAddr::V6(ip)) => {
-                let mask = u128::MAX.checked_shl(128 - length.min(128)).unwrap_or(0);
-                (net.to_bits() ^ ip.to_bits()) & mask == 0
+            IpAddr::V6(ip) => {
+                let host = u128::MAX.checked_shr(length).unwrap_or(0);
+                let first = ip.to_bits() & !host;
+                let bound = |bits| IpAddr::V6(Ipv6Addr::from_bits(bits));
+                (bound(first), bound(first | host))
             }
-            _ => false,
         }
     }
 }

@@ -186,15 +186,19 @@ fn route_changes_name_their_prefix() {
     let Message::RouteChanged(prefix) = decoded(libc::RTM_DELROUTE, &body, attributes) else {
         panic!("not a route");
     };
-    assert!(prefix.contains("192.0.2.255".parse().unwrap()));
-    assert!(!prefix.contains("192.0.3.0".parse().unwrap()));
-    assert!(!prefix.contains("::".parse().unwrap()));
+    let bounds = |first: &str, last: &str| (first.parse().unwrap(), last.parse().unwrap());
+    assert_eq!(prefix.bounds(), bounds("192.0.2.0", "192.0.2.255"));
     body[..2].copy_from_slice(&[libc::AF_INET6 as u8, 0]);
     let Message::RouteChanged(prefix) = decoded(libc::RTM_NEWROUTE, &body, &[]) else {
         panic!("not a route");
     };
-    assert!(prefix.contains("2001:db8::1".parse().unwrap()));
-    assert!(!prefix.contains("192.0.2.1".parse().unwrap()));
+    let last = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+    assert_eq!(prefix.bounds(), bounds("::", last));
+    let host = Prefix {
+        address: "2001:db8::1".parse().unwrap(),
+        length: 128,
+    };
+    assert_eq!(host.bounds(), bounds("2001:db8::1", "2001:db8::1"));
 }
 
 #[test]

@@ -278,3 +278,49 @@ async fn http_heads_are_bounded() {
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(1000));
     failed(&says(many).await, "too many headers");
 }
+
+#[tokio::test]
+async fn the_prober_sees_a_server_come_and_go() {
+    use super::{Limits, Prober, Target, Verdict};
+    use crate::model::{BackendName, Health, Passive};
+
+    let (listener, address) = listen().await;
+    let (prober, handle, mut verdicts) = Prober::new(Limits::default());
+    let running = tokio::spawn(prober.run());
+    let name = BackendName {
+        pool: "web".into(),
+        backend: "s1".into(),
+    };
+    handle.configure(vec![Target {
+        name: name.clone(),
+        address,
+        check: Check {
+            interval: Duration::from_millis(20),
+            fast_interval: Duration::from_millis(5),
+            ..tcp(LONG)
+        },
+        passive: Passive {
+            refused: true,
+            unanswered: None,
+        },
+    }]);
+    let mut until = async |health| -> Verdict {
+        loop {
+            let found = verdicts.recv().await;
+            if let Some(verdict) = found.into_iter().find(|v| v.health == health) {
+                return verdict;
+            }
+        }
+    };
+    const BOUND: Duration = Duration::from_secs(60);
+    let up = tokio::time::timeout(BOUND, until(Health::Up))
+        .await
+        .expect("not up");
+    assert_eq!((&up.name, &*up.reason), (&name, "connected"));
+    drop(listener);
+    let down = tokio::time::timeout(BOUND, until(Health::Down))
+        .await
+        .expect("not down");
+    assert_eq!(&*down.reason, "connection refused (3 checks in a row)");
+    running.abort();
+}
