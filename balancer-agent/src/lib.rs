@@ -6,3 +6,5 @@
 pub mod config;
 pub mod dataplane;
 pub mod model;
+pub mod nexthop;
+pub mod prober;
