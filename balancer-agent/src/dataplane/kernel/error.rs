@@ -74,6 +74,15 @@ pub enum KernelError {
         /// What aya or the verifier says.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The kernel's verifier rejects the program: this kernel is too old for it, or
+    /// the program is wrong.
+    #[error("the kernel's verifier rejects the program ({source}); its last words:\n{log}")]
+    Rejected {
+        /// What the system call said.
+        source: io::Error,
+        /// The end of the verifier's log.
+        log: String,
+    },
     /// The object does not hold what the agent expects.
     #[error("the kernel program's object does not fit this agent: {what}")]
     Object {
@@ -99,10 +108,40 @@ impl KernelError {
         move |source| Self::Io { what, source }
     }
 
+    /// From the loading of a program, whose verifier log can be very long.
+    pub(super) fn program(error: aya::programs::ProgramError) -> Self {
+        use aya::programs::ProgramError::LoadError;
+        match error {
+            LoadError {
+                io_error,
+                verifier_log,
+            } if !verifier_log.to_string().is_empty() => {
+                let log = verifier_log.to_string();
+                tracing::debug!(log, "the verifier's whole log");
+                Self::Rejected {
+                    source: io_error,
+                    log: last_lines(&log, VERIFIER_LINES).into(),
+                }
+            }
+            other => Self::load(other),
+        }
+    }
+
     pub(super) fn load(source: impl Error + Send + Sync + 'static) -> Self {
         Self::Load {
             source: Box::new(source),
         }
+    }
+}
+
+/// Lines of the verifier's log in an error: the reason and a little context.
+const VERIFIER_LINES: usize = 20;
+
+fn last_lines(text: &str, count: usize) -> &str {
+    let text = text.trim_end();
+    match text.rmatch_indices('\n').nth(count - 1) {
+        Some((at, _)) => &text[at + 1..],
+        None => text,
     }
 }
 
@@ -136,7 +175,7 @@ pub(super) fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
 
 fn hint(error: &(dyn Error + 'static)) -> &'static str {
     match errno(error) {
-        Some(libc::EPERM | libc::EACCES) => {
+        Some(libc::EPERM) => {
             " (needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"
         }
         Some(libc::ENOMEM) => " (not enough memory: lower the table sizes in [xdp])",
@@ -166,6 +205,13 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("outer: Operation not permitted"), "{text}");
         assert!(text.contains("needs root"), "{text}");
+    }
+
+    #[test]
+    fn the_last_lines_of_a_log() {
+        assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(last_lines("a\nb\nc", 3), "a\nb\nc");
+        assert_eq!(last_lines("a", 2), "a");
     }
 
     #[test]

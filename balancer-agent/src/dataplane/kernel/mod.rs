@@ -375,7 +375,7 @@ impl Running {
         let log = KernelLog::new(&mut ebpf);
         load::program(&mut ebpf)?
             .load()
-            .map_err(KernelError::load)?;
+            .map_err(KernelError::program)?;
         let counters = Counters::new(&mut maps)?;
         let events = maps.take(names::EVENTS)?;
         // Last, because from here on our program is what steers.
