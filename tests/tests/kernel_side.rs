@@ -385,9 +385,10 @@ fn counters_are_summed_and_zeroed() {
 fn pins_of_a_namespace_that_is_gone_are_removed_and_others_kept() {
     let gone = in_namespace_keeping_pins(|| {
         veth("va", "vb");
-        open(&options(&["va"])).1.pin_dir
+        let gone = open(&options(&["va"])).1.pin_dir;
+        assert!(gone.join("maps/HEADER").exists());
+        gone
     });
-    assert!(gone.exists());
     in_namespace(|| {
         veth("va", "vb");
         let living = open(&options(&["va"])).1.pin_dir;

@@ -127,15 +127,15 @@ impl Instance {
         let shown = place.shown.display().to_string();
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
-            fs::create_dir_all(&place.dir)
-                .map_err(KernelError::io(format!("cannot make {shown}")))?;
-            match try_lock(&place.dir) {
+            let lock = fs::create_dir_all(&place.dir).and_then(|()| try_lock(&place.dir));
+            match lock {
                 Ok(Some(lock)) => return Ok(Self { place, _lock: lock }),
                 Ok(None) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
                 Ok(None) => return Err(KernelError::InUse { path: place.shown }),
-                // Removed between the two calls: make it again.
+                // Somebody removed the directory or its parent while we were
+                // about to use it: make it again.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && Instant::now() < deadline => {}
                 Err(e) => return Err(KernelError::io(format!("cannot lock {shown}"))(e)),
             }
