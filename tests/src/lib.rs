@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod counters;
+pub mod demo;
 pub mod load;
 pub mod netns;
 pub mod object;
