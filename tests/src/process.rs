@@ -97,8 +97,12 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill9();
-        if thread::panicking() {
-            let log = self.log();
+        let log = if thread::panicking() {
+            self.log()
+        } else {
+            String::new()
+        };
+        if !log.is_empty() {
             let lines: Vec<&str> = log.lines().collect();
             let from = lines.len().saturating_sub(60);
             eprintln!("--- {} said ({} lines)", self.name, lines.len());

@@ -28,6 +28,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     )?;
     let status = place::cargo()
         .args(["run", "--quiet", "--release", "--package", "balancer-tests"])
+        .arg("--manifest-path")
+        .arg(place::root().join("Cargo.toml"))
         .args(["--bin", "bench", "--"])
         .args(&arguments.arguments)
         // Where the user gave the command: file names are meant from there.

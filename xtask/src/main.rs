@@ -9,6 +9,8 @@ mod test;
 mod toolchain;
 mod ui;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// What is done with this repository.
@@ -33,7 +35,7 @@ enum Task {
     Demo(demo::Arguments),
 }
 
-fn main() {
+fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::BuildEbpf(arguments) => build_ebpf::run(&arguments),
@@ -42,8 +44,11 @@ fn main() {
         Task::Demo(arguments) => demo::run(&arguments),
     };
     place::give_back();
-    if let Err(error) = result {
-        eprintln!("error: {error:#}");
-        std::process::exit(1);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

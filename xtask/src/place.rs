@@ -17,10 +17,10 @@ pub fn root() -> PathBuf {
     manifest.parent().map_or(manifest.clone(), Path::to_owned)
 }
 
-/// What the tasks make: tools, logs and kernel objects. Always here, so that the
-/// agent's build and the tests find the objects.
+/// What the tasks make: tools, logs and kernel objects. The agent's build and the tests
+/// look for the objects in the same place.
 pub fn target() -> PathBuf {
-    root().join("target")
+    root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// The project's own tools.
@@ -32,6 +32,9 @@ pub fn tools() -> PathBuf {
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    if env::var_os("CARGO_TARGET_DIR").is_some() {
+        command.env("CARGO_TARGET_DIR", target());
+    }
     // They describe this program, not what that cargo is to build.
     for (name, _) in env::vars_os() {
         if describes_caller(&name.to_string_lossy()) {

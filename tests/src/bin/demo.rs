@@ -45,6 +45,7 @@ fn clean_up_on_signals() {
         });
         eprintln!("\ninterrupted: cleaning up");
         demo::clean_up();
+        #[expect(clippy::disallowed_methods, reason = "everything has been taken down")]
         std::process::exit(130);
     });
 }

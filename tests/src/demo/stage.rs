@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use super::show::Show;
-use crate::agent::Agent;
+use crate::agent::{Agent, backends};
 use crate::server::{ECHO, HTTP, Server};
 use crate::topology::Lab;
 
@@ -59,7 +59,7 @@ impl Stage {
         );
         show.promise(
             "the agent loads its program and finds all servers up",
-            true,
+            backends(&agent.status()).all(|backend| backend["health"] == "up"),
             format!(
                 "process {}, devices {}",
                 agent.id(),
