@@ -309,6 +309,12 @@ pub fn veth(a: &End, b: &End, link: Link) {
         }
         end.ns.ip(&lines);
     }
+    for end in [a, b] {
+        // The first end had no carrier when it came up; until the kernel has noticed the
+        // second one, it drops what is sent. To ask makes it notice.
+        let state = end.ns.run(&format!("ethtool {}", end.device));
+        assert!(state.contains("Link detected: yes"), "{state}");
+    }
 }
 
 /// The hardware address of a device, as six bytes.

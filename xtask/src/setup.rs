@@ -76,6 +76,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     packages.sort_unstable();
     packages.dedup();
 
+    if packages.is_empty() && kernel.is_none() {
+        bail!(
+            "Debian's kernel compiler is installed, but does not work: {} should be rustc 1.95 or \
+             newer, with its library's source",
+            toolchain::DEBIAN_RUSTC
+        );
+    }
     if packages.is_empty() && linker.is_some() {
         println!("setup: everything is there\n");
         return Ok(());

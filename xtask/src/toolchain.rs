@@ -16,6 +16,9 @@ pub const LINKER_VERSION: &str = "0.13.0";
 /// The LLVM of Debian's compiler.
 pub const DEBIAN_LLVM: u32 = 22;
 
+/// Debian's compiler, whatever else is in the path.
+pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+
 /// Where a kernel compiler comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Source {
@@ -77,7 +80,7 @@ pub fn cargo(toolchain: &Toolchain) -> Command {
     clean(&mut command);
     if toolchain.source == Source::Debian {
         command
-            .env("RUSTC", "/usr/bin/rustc")
+            .env("RUSTC", DEBIAN_RUSTC)
             .env("RUSTC_BOOTSTRAP", "1");
     }
     let mut path = vec![place::tools().join("bin"), llvm_bin(toolchain.llvm)];
@@ -138,7 +141,7 @@ fn llvm_config(llvm: u32) -> PathBuf {
 fn probe(source: Source) -> Option<Toolchain> {
     let rustc = || match source {
         Source::Debian => {
-            let mut command = Command::new("/usr/bin/rustc");
+            let mut command = Command::new(DEBIAN_RUSTC);
             clean(&mut command);
             command
         }
