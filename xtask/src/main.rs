@@ -37,15 +37,17 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
-        Task::Setup(arguments) => setup::run(&arguments),
-        Task::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Task::Setup(arguments) => setup::run(&arguments).map(|()| true),
+        Task::BuildEbpf(arguments) => build_ebpf::run(&arguments).map(|()| true),
         Task::Test(arguments) => test::run(&arguments),
-        Task::Bench(arguments) => bench::run(&arguments),
-        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments).map(|()| true),
+        Task::Demo(arguments) => demo::run(&arguments).map(|()| true),
     };
     place::give_back();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // It has said what is wrong.
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

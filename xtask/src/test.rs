@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _, stdout};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::ui::seconds;
 use crate::{build_ebpf, place, setup, ui};
@@ -23,13 +23,18 @@ pub struct Arguments {
     root_only: bool,
 }
 
-/// Runs all, and fails when anything failed.
-pub fn run(arguments: &Arguments) -> Result<()> {
+/// Runs all, and says whether all went well. What fails early does not keep the rest
+/// from running; the sums are the last line in any case.
+pub fn run(arguments: &Arguments) -> Result<bool> {
     let mut table = Table::default();
+    let mut ready = false;
     if !arguments.unit {
         place::need_root("test")?;
-        setup::run(&setup::Arguments::default())?;
-        build_ebpf::run(&build_ebpf::Arguments::default())?;
+        ready = prepare(&mut table, "setup", || {
+            setup::run(&setup::Arguments::default())
+        }) && prepare(&mut table, "kernel programs", || {
+            build_ebpf::run(&build_ebpf::Arguments::default())
+        });
     }
     if arguments.filter.is_empty() && !arguments.root_only {
         check_form(&mut table);
@@ -56,38 +61,40 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             .args(&arguments.filter);
         table.run("harness unit tests", command)?;
     }
-    if !arguments.unit {
+    // The tests find the daemon's binary next to their own.
+    if ready
+        && prepare(&mut table, "build of balancer", || {
+            let mut build = place::cargo();
+            build.args(["build", "--package", "balancer-agent", "--bin", "balancer"]);
+            ui::step("build-test", "Building balancer", &mut build)
+        })
+    {
         println!("\n==> Tests with namespaces and the kernel program");
-        let mut build = place::cargo();
-        build.args(["build", "--package", "balancer-agent", "--bin", "balancer"]);
-        // The tests find the daemon's binary next to their own.
-        match ui::step("build-test", "Building balancer", &mut build) {
-            Ok(()) => {
-                let mut command = place::cargo();
-                command
-                    .args(["test", "--package", "balancer-tests", "--test", "*"])
-                    .args(["--no-fail-fast", "--", "--test-threads=1"])
-                    .args(&arguments.filter);
-                table.run("root tests", command)?;
-            }
-            Err(error) => {
-                println!("{error:#}");
-                table.failed("build of balancer", Duration::ZERO);
-            }
-        }
+        let mut command = place::cargo();
+        command
+            .args(["test", "--package", "balancer-tests", "--test", "*"])
+            .args(["--no-fail-fast", "--", "--test-threads=1"])
+            .args(&arguments.filter);
+        table.run("root tests", command)?;
     }
     table.print();
     let (passed, failed, skipped) = table.sums();
+    if passed + failed == 0 {
+        println!("no test has such a name");
+    }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
-    // The line above is the last one on standard output.
-    stdout().flush()?;
-    if failed > 0 {
-        bail!("{failed} failed");
+    Ok(failed == 0 && passed > 0)
+}
+
+/// Does what the tests need; when that fails, shows why and counts it as failed.
+fn prepare(table: &mut Table, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
+    let begin = Instant::now();
+    let result = work();
+    if let Err(error) = &result {
+        println!("{error:#}");
+        table.failed(name, begin.elapsed());
     }
-    if passed == 0 {
-        bail!("no test was run");
-    }
-    Ok(())
+    result.is_ok()
 }
 
 /// Format, lints and, where cargo-deny is there, licenses and sources. A check that
