@@ -15,6 +15,12 @@ impl Planner<'_> {
     pub fn backends(&mut self) {
         let desired = self.desired;
         for (i, wanted) in desired.backends.iter().enumerate() {
+            // One that is there has its endpoint, and that is in the index, unless an
+            // agent was killed in between.
+            if let (Some(slot), false) = (self.assigned.backends[i], self.just_read) {
+                self.update_backend(slot, wanted);
+                continue;
+            }
             let service = service(wanted.address, wanted.protocol.number());
             let Some(endpoint) = self.endpoint(service, wanted) else {
                 continue;

@@ -171,6 +171,8 @@ impl Desired {
             .collect();
         used.sort_by(|a, b| a.0.name.cmp(&b.0.name).then(a.1.cmp(&b.1)));
         used.dedup_by(|a, b| a.0.name == b.0.name && a.1 == b.1);
+        self.backends
+            .reserve(used.iter().map(|(pool, _)| pool.backends.len()).sum());
         for both in used.chunk_by(|a, b| a.0.name == b.0.name) {
             self.add_pool(both[0].0, both.iter().map(|u| u.1), view);
         }

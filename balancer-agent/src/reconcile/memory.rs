@@ -77,7 +77,7 @@ pub(super) struct Memory {
     pub resting_hops: BTreeMap<u16, Duration>,
     /// Endpoints may be left without backends.
     pub collect_endpoints: bool,
-    /// The indexes have not been looked through since they were read.
+    /// The tables were just read; the indexes have not been looked through since.
     pub repair: bool,
 }
 
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_lies_beyond_the_end_is_not_free() {
-        assert_eq!(Regions::new(vec![20..30], 16).room(), (16, 16));
-        assert_eq!(Regions::new(vec![10..30], 16).room(), (10, 10));
+        assert_eq!(Regions::new(vec![20..30, 40..41], 16).room(), (16, 16));
+        assert_eq!(Regions::new(vec![10..30, 40..41], 16).room(), (10, 10));
     }
 }

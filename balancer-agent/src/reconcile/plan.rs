@@ -144,6 +144,7 @@ pub(super) fn plan(
     let before = referenced(have);
     let mut planner = Planner {
         now,
+        just_read: std::mem::take(&mut memory.repair),
         assigned: Assigned {
             backends: vec![None; desired.backends.len()],
             frontends: vec![None; desired.frontends.len()],
@@ -185,6 +186,8 @@ pub(super) struct Planner<'a> {
     pub memory: &'a mut Memory,
     pub assigned: Assigned,
     pub plan: Plan,
+    /// The tables were read for this round: an index may lack what it should have.
+    pub just_read: bool,
     wakeup: Option<Duration>,
     /// No slot below is free.
     free_backend: u32,
@@ -222,7 +225,7 @@ impl Planner<'_> {
     /// no more flows: one store each, before anything else.
     fn take_out(&mut self) {
         for (i, wanted) in self.desired.backends.iter().enumerate() {
-            if let Some(&slot) = self.have.backends.get(&backend_key(wanted)) {
+            if let Some(slot) = self.find_backend(i, wanted) {
                 self.assigned.backends[i] = Some(slot);
                 self.assigned.backend_owners[usize::from(slot)] = i as u32;
             }
@@ -266,6 +269,19 @@ impl Planner<'_> {
         }
     }
 
+    /// The slot of a backend: mostly the one that the same place in the list had in
+    /// the round before, so that is looked at first.
+    fn find_backend(&self, i: usize, wanted: &BackendWanted) -> Option<u16> {
+        let key = backend_key(wanted);
+        let last = self.memory.assigned.backends.get(i).copied().flatten();
+        let is_same = |slot: &u16| {
+            let entry = self.have.backend(*slot);
+            entry.state & state::PRESENT != 0 && super::observed::key(&entry) == key
+        };
+        last.filter(is_same)
+            .or_else(|| self.have.backends.get(&key).copied())
+    }
+
     fn linger_backend(&mut self, slot: u16) {
         let last = Arc::clone(&self.memory.assigned);
         let since = self.now;
@@ -280,7 +296,7 @@ impl Planner<'_> {
 
     /// Once after the tables were read.
     fn repair(&mut self) {
-        if std::mem::take(&mut self.memory.repair) {
+        if self.just_read {
             for step in self.have.repairs() {
                 self.step(step);
             }

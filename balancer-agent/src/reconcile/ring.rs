@@ -16,17 +16,23 @@
 //! - hence any window of `k` consecutive slots, also across the end of the cycle,
 //!   differs from the share `k*w/W` by less than `H(n)`.
 
+use std::ops::Range;
+
 use common::limits::RING_SLOTS_MAX;
 
 /// Backends of one weight. Among them the choice goes round in order, so only the
 /// first of the queue need be compared with the other groups.
 struct Group {
+    /// The weight, in the high half.
     weight: i64,
-    /// Positions in the list of weights, rising; the next is at `turn`.
-    members: Vec<u32>,
-    turn: usize,
-    /// What the next in turn has gained in this round.
-    gained: i64,
+    /// What the next in turn has gained in the high half, and in the low half the
+    /// more the earlier it is in the list: one comparison finds the first of those
+    /// with the most.
+    claim: i64,
+    /// Where in the order the next in turn is.
+    turn: u32,
+    /// Where the group's members are in the order, rising.
+    members: Range<u32>,
 }
 
 /// Slots of the ring for these weights: their sum over their common divisor.
@@ -45,31 +51,35 @@ pub fn sequence(weights: &[u16]) -> Option<Vec<u32>> {
     if slots > u64::from(RING_SLOTS_MAX) {
         return None;
     }
-    let mut groups = groups(weights);
-    if let [only] = groups.as_mut_slice() {
-        return Some(std::mem::take(&mut only.members));
+    // By weight, those of one weight in the order of the list.
+    let mut order: Vec<u32> = (0..weights.len() as u32).collect();
+    order.retain(|&i| weights[i as usize] > 0);
+    order.sort_by_key(|&i| weights[i as usize]);
+    let mut groups = groups(weights, &order);
+    if groups.len() == 1 {
+        return Some(order);
     }
-    let total = slots as i64;
+    let total = (slots as i64) << 32;
     let mut ring = Vec::with_capacity(slots as usize);
     for _ in 0..slots {
         let mut best = 0;
-        let mut most = (i64::MIN, u32::MAX);
+        let mut most = i64::MIN;
         for (i, group) in groups.iter_mut().enumerate() {
-            group.gained += group.weight;
-            let first = group.members[group.turn];
-            if group.gained > most.0 || (group.gained == most.0 && first < most.1) {
-                most = (group.gained, first);
+            group.claim += group.weight;
+            if group.claim > most {
+                most = group.claim;
                 best = i;
             }
         }
         let group = &mut groups[best];
-        ring.push(group.members[group.turn]);
+        ring.push(order[group.turn as usize]);
         group.turn += 1;
-        if group.turn == group.members.len() {
+        if group.turn == group.members.end {
             // All have paid once more, and the first is next again.
-            group.turn = 0;
-            group.gained -= total;
+            group.turn = group.members.start;
+            group.claim -= total;
         }
+        group.claim = (group.claim >> 32 << 32) + earliness(order[group.turn as usize]);
     }
     Some(ring)
 }
@@ -85,18 +95,24 @@ fn divisor(weights: &[u16]) -> u16 {
     weights.iter().copied().fold(0, gcd).max(1)
 }
 
-fn groups(weights: &[u16]) -> Vec<Group> {
+fn earliness(position: u32) -> i64 {
+    i64::from(u32::MAX - position)
+}
+
+fn groups(weights: &[u16], order: &[u32]) -> Vec<Group> {
     let divisor = divisor(weights);
-    let mut order: Vec<u32> = (0..weights.len() as u32).collect();
-    order.retain(|&i| weights[i as usize] > 0);
-    order.sort_by_key(|&i| weights[i as usize]);
+    let mut at = 0;
     order
         .chunk_by(|&a, &b| weights[a as usize] == weights[b as usize])
-        .map(|members| Group {
-            weight: i64::from(weights[members[0] as usize] / divisor),
-            members: members.to_vec(),
-            turn: 0,
-            gained: 0,
+        .map(|members| {
+            let start = at;
+            at += members.len() as u32;
+            Group {
+                weight: i64::from(weights[members[0] as usize] / divisor) << 32,
+                claim: earliness(members[0]),
+                turn: start,
+                members: start..at,
+            }
         })
         .collect()
 }
