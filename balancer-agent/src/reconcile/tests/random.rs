@@ -118,6 +118,11 @@ struct World {
 impl World {
     fn new() -> Self {
         let config = config(vec![], vec![pool("p0", vec![]), pool("p1", vec![])]);
+        let mut seen = Seen::default();
+        for (pool, which) in (0..2).flat_map(|pool| (0..4).map(move |which| (pool, which))) {
+            let name = name(&format!("p{pool}"), &format!("b{which}"));
+            seen.health.insert(name, Health::Up);
+        }
         let mut universe = BTreeSet::new();
         for proto in [6, 17] {
             universe.extend(SERVERS.map(|s| (s.parse().unwrap(), proto)));
@@ -129,12 +134,35 @@ impl World {
         }
         Self {
             config,
-            seen: Seen::default(),
+            seen,
             tables: tables(),
             now: secs(0),
             clients: 0,
             universe,
         }
+    }
+
+    /// Two frontends on a pool each, and some servers: so that a change mostly means
+    /// something.
+    fn populated() -> Self {
+        let mut world = Self::new();
+        for which in 0..2 {
+            let pool = Some(which);
+            world.change(&Change::Frontend {
+                which: 2 * which,
+                pool,
+                name: 0,
+            });
+            for server in 0..3 {
+                world.change(&Change::Backend {
+                    pool: which,
+                    which: server,
+                    server: Some(server),
+                    weight: 1,
+                });
+            }
+        }
+        world
     }
 
     fn change(&mut self, change: &Change) {
@@ -295,7 +323,7 @@ proptest! {
 
     #[test]
     fn every_history_is_sound_at_every_step(history in history()) {
-        let mut world = World::new();
+        let mut world = World::populated();
         let mut r = Reconciler::new();
         let mut rests = Rests::default();
         let mut wanted_before: BTreeSet<(SocketAddr, u8, u64)> = BTreeSet::new();
