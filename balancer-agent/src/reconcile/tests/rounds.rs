@@ -385,3 +385,23 @@ fn a_renamed_frontend_keeps_its_slot() {
     assert_eq!(r.frontend_slot("www"), Some(slot));
     check_desired(&tables, &desired, true);
 }
+
+#[test]
+fn what_came_back_is_not_let_go_later() {
+    let mut whole = two_servers();
+    Arc::make_mut(&mut whole.pools[0]).snat = vec!["192.0.2.10".parse().unwrap()];
+    let mut none = whole.clone();
+    none.frontends.clear();
+    let with = Desired::new(&whole, &up(&whole));
+    let without = Desired::new(&none, &up(&none));
+    let tables = tables();
+    let mut r = Reconciler::new();
+    round(&mut r, &with, &tables, secs(0));
+    round(&mut r, &without, &tables, secs(10));
+    // Two frontends (one for echo), two backends, a snat address.
+    assert_eq!(r.lingering().len(), 5);
+    let report = round(&mut r, &with, &tables, secs(10));
+    assert_eq!((r.lingering(), report.next_wakeup), (vec![], None));
+    assert_eq!(round(&mut r, &with, &tables, secs(30)).steps, 0);
+    check_desired(&tables, &with, true);
+}
