@@ -8,3 +8,4 @@ pub mod dataplane;
 pub mod model;
 pub mod nexthop;
 pub mod prober;
+pub mod reconcile;

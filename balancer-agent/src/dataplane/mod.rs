@@ -5,6 +5,7 @@
 //! is not plain memory (per-CPU counters, attaching, pinning, events) is the
 //! kernel side's alone.
 
+pub mod flows;
 pub mod kernel;
 pub mod mapped;
 pub mod object;
