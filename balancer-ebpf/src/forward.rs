@@ -2,10 +2,11 @@
 
 use crate::count::count;
 use crate::frame::{Frame, load, store};
+use crate::maps::SCRATCH;
 use crate::parse::{ETH_IPV4, ETH_IPV6, ETH_VLAN, ETH_VLAN_AD, Fragment, Packet, proto};
 use crate::steer::Family;
 use crate::verdict::Verdict;
-use aya_ebpf::bindings::bpf_fib_lookup as FibParams;
+use aya_ebpf::bindings::{bpf_fib_lookup as FibParams, xdp_md};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_xdp_adjust_head};
 use aya_ebpf::programs::XdpContext;
 use common::checksum;
@@ -17,9 +18,14 @@ use common::{Addr, Be16};
 /// The frame as the context has it now; again after every change of its room.
 #[inline(always)]
 pub fn frame(ctx: &XdpContext) -> Frame {
-    Frame {
-        data: ctx.data(),
-        end: ctx.data_end(),
+    // Volatile, so that no function is handed these 32-bit fields as plain numbers:
+    // the verifier knows them as addresses only from the load on.
+    // SAFETY: the context is the kernel's.
+    unsafe {
+        Frame {
+            data: (&raw const (*ctx.ctx).data).read_volatile() as usize,
+            end: (&raw const (*ctx.ctx).data_end).read_volatile() as usize,
+        }
     }
 }
 
@@ -191,7 +197,7 @@ pub unsafe fn hop(backend: *const Backend, word: u32) -> *const Hop {
 #[inline(always)]
 pub fn to_backend(ctx: &XdpContext, p: &Packet, backend: *const Backend, word: u32) -> Verdict {
     if word & state::HOP_VALID == 0 {
-        return by_fib(ctx, p);
+        return Verdict::BY_FIB;
     }
     // SAFETY: the caller has it from the map.
     let (macs, ifindex, count, outer_ad, tci) = unsafe {
@@ -230,7 +236,7 @@ pub fn to_backend(ctx: &XdpContext, p: &Packet, backend: *const Backend, word: u
 #[inline(always)]
 pub fn to_client(ctx: &XdpContext, p: &Packet, path: &ReturnPath, meta: Meta) -> Verdict {
     let Some((ifindex, macs)) = return_macs(path) else {
-        return by_fib(ctx, p);
+        return Verdict::BY_FIB;
     };
     if !tag(ctx, p, meta.flags() & flags::VLAN_MASK, path.tci, macs) {
         return dropped();
@@ -337,7 +343,13 @@ const AF_INET6: u8 = 10;
 /// frames as untagged; without an answer the stack gets it, which can at least
 /// resolve the neighbour.
 #[inline(never)]
-pub fn by_fib(ctx: &XdpContext, p: &Packet) -> Verdict {
+pub fn by_fib(ctx: *mut xdp_md) -> Verdict {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return Verdict::PASS;
+    };
+    // SAFETY: this CPU's own value, filled for this packet.
+    let p = unsafe { &*scratch };
+    let ctx = &XdpContext::new(ctx);
     count(Reason::FibFallback);
     let frame = frame(ctx);
     // SAFETY: plain numbers, for which zero is a value.

@@ -2,14 +2,16 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::macros::xdp;
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use balancer_ebpf::steer;
 
-/// Steers one packet; `docs/kernel.md` says how.
-#[xdp]
-pub fn balancer(ctx: XdpContext) -> u32 {
-    steer::packet(&ctx).act()
+/// Steers one packet; `docs/kernel.md` says how. Without the macro of aya, which
+/// would put one more call around every packet.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+pub extern "C" fn balancer(ctx: *mut xdp_md) -> u32 {
+    steer::packet(&XdpContext::new(ctx)).act()
 }
 
 #[panic_handler]

@@ -6,12 +6,13 @@
 use crate::count::{count, pass, traffic_in, traffic_out};
 use crate::flows::{self, Entry, Found, Key};
 use crate::forward::{self, Replacement};
-use crate::fragment::{self, Whose};
+use crate::fragment;
 use crate::frame::{Frame, load};
 use crate::maps::{BACKENDS, FLOWS4, FLOWS6, FRONTENDS, HALF_OPEN, SCRATCH, SETTINGS};
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Packet, proto, tcp};
 use crate::verdict::Verdict;
 use crate::{icmp, index, open};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
 use common::counters::Reason;
@@ -80,7 +81,7 @@ pub fn seen(ns: u64) -> u32 {
 /// Where a packet goes on that the fast path leaves.
 #[derive(Clone, Copy)]
 #[repr(u32)]
-enum Slow {
+pub enum Slow {
     /// A fragment, or an IPv6 packet with extension headers.
     Unread,
     /// ICMP of the packet's own family.
@@ -91,15 +92,25 @@ enum Slow {
     Reply,
 }
 
-/// What the fast path came to.
-enum Fast {
-    Done(Verdict),
-    Slow(Slow, u32),
-}
-
-/// Decides over one packet.
+/// Decides over one packet. Fast and slow path are calls side by side, not one in
+/// the other: the stack's 512 bytes are for the longest chain of calls.
 #[inline(always)]
 pub fn packet(ctx: &XdpContext) -> Verdict {
+    let verdict = fast(ctx.ctx);
+    let Some((kind, slot)) = verdict.undecided() else {
+        return verdict;
+    };
+    let verdict = slow(ctx.ctx, kind, slot);
+    if verdict == Verdict::BY_FIB {
+        forward::by_fib(ctx.ctx)
+    } else {
+        verdict
+    }
+}
+
+#[inline(never)]
+fn fast(ctx: *mut xdp_md) -> Verdict {
+    let ctx = &XdpContext::new(ctx);
     let frame = forward::frame(ctx);
     let link = match parse::link(&frame) {
         Ok(link) => link,
@@ -107,7 +118,7 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     };
     // SAFETY: the context is the kernel's.
     let mut p = Packet::new(&link, unsafe { (*ctx.ctx).ingress_ifindex });
-    let fast = if link.ethertype == ETH_IPV4 {
+    let verdict = if link.ethertype == ETH_IPV4 {
         if let Err(reason) = p.ipv4(&frame, link.l3) {
             return pass(reason);
         }
@@ -120,22 +131,20 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     } else {
         return pass(Reason::NotIp);
     };
-    match fast {
-        Fast::Done(verdict) => verdict,
-        Fast::Slow(kind, slot) => {
-            let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-                return Verdict::PASS;
-            };
-            // SAFETY: this CPU's own value.
-            unsafe { *scratch = p };
-            slow(ctx, kind as u32, slot)
-        }
+    if verdict.undecided().is_some() {
+        let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+            return Verdict::PASS;
+        };
+        // SAFETY: this CPU's own value.
+        unsafe { *scratch = p };
     }
+    verdict
 }
 
 /// One call for everything slow, so that the verifier walks it once.
 #[inline(never)]
-fn slow(ctx: &XdpContext, kind: u32, slot: u32) -> Verdict {
+fn slow(ctx: *mut xdp_md, kind: u32, slot: u32) -> Verdict {
+    let ctx = &XdpContext::new(ctx);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return Verdict::PASS;
     };
@@ -152,11 +161,10 @@ fn slow(ctx: &XdpContext, kind: u32, slot: u32) -> Verdict {
 fn slow_as<F: Family>(ctx: &XdpContext, p: &mut Packet, kind: u32, slot: u32) -> Verdict {
     let (mut kind, mut slot) = (kind, slot);
     if kind == Slow::Unread as u32 {
-        match fragment::whose::<F>(ctx, p) {
-            Whose::Frontend(at) => (kind, slot) = (Slow::Forward as u32, at),
-            Whose::Endpoint(at) => (kind, slot) = (Slow::Reply as u32, at),
-            Whose::Icmp => kind = Slow::Icmp as u32,
-            Whose::Nobody(reason) => return pass(reason),
+        let verdict = fragment::whose::<F>(ctx, p);
+        match verdict.undecided() {
+            Some(it) => (kind, slot) = it,
+            None => return verdict,
         }
     }
     if kind == Slow::Icmp as u32 {
@@ -181,33 +189,33 @@ pub fn icmp_proto<F: Family>() -> u8 {
 }
 
 #[inline(always)]
-fn ip<F: Family>(frame: &Frame, p: &mut Packet) -> Fast {
+fn ip<F: Family>(frame: &Frame, p: &mut Packet) -> Verdict {
     if !matches!(p.fragment, Fragment::Whole) || (!F::V4 && p.is_extension()) {
-        return Fast::Slow(Slow::Unread, 0);
+        return Verdict::slow(Slow::Unread as u32, 0);
     }
     if let Err(reason) = p.transport(frame) {
-        return Fast::Done(pass(reason));
+        return pass(reason);
     }
     if p.proto == icmp_proto::<F>() {
-        return Fast::Slow(Slow::Icmp, 0);
+        return Verdict::slow(Slow::Icmp as u32, 0);
     }
     if p.proto != proto::TCP && p.proto != proto::UDP {
-        return Fast::Done(pass(Reason::NotBalanced));
+        return pass(Reason::NotBalanced);
     }
     let seed = SETTINGS.load().seed;
     if let Some((slot, entry)) = index::frontend(&p.dst, p.dport, p.proto, seed) {
         return match forward::<F>(frame, p, slot, entry, seed) {
-            Some(verdict) => Fast::Done(verdict),
-            None => Fast::Slow(Slow::Forward, slot),
+            Some(verdict) => verdict,
+            None => Verdict::slow(Slow::Forward as u32, slot),
         };
     }
     if let Some((slot, _)) = index::endpoint(&p.src, p.sport, p.proto, seed) {
         return match reply::<F>(frame, p, slot, seed) {
-            Some(verdict) => Fast::Done(verdict),
-            None => Fast::Slow(Slow::Reply, slot),
+            Some(verdict) => verdict,
+            None => Verdict::slow(Slow::Reply as u32, slot),
         };
     }
-    Fast::Done(pass(Reason::NotBalanced))
+    pass(Reason::NotBalanced)
 }
 
 /// How a flow is looked for.

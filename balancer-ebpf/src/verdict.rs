@@ -17,11 +17,32 @@ impl Verdict {
     /// Out of the device that it came in by.
     pub const TX: Self = Self(2);
     const REDIRECT: u64 = 3;
+    /// Rewritten; where to, the kernel's routing table must say.
+    pub const BY_FIB: Self = Self(4);
+    /// Not decided: first of the kinds of slow packets.
+    const SLOW: u64 = 5;
 
     /// Out of another device.
     #[inline(always)]
     pub fn redirect(ifindex: u32) -> Self {
         Self(Self::REDIRECT | (ifindex as u64) << 32)
+    }
+
+    /// Not decided by the fast path: a kind of slow packet, and a slot.
+    #[inline(always)]
+    pub fn slow(kind: u32, slot: u32) -> Self {
+        Self((Self::SLOW + kind as u64) | (slot as u64) << 32)
+    }
+
+    /// Kind and slot of a packet that the fast path has not decided.
+    #[inline(always)]
+    pub fn undecided(self) -> Option<(u32, u32)> {
+        let kind = (self.0 as u32).wrapping_sub(Self::SLOW as u32);
+        if self.0 as u32 >= Self::SLOW as u32 {
+            Some((kind, (self.0 >> 32) as u32))
+        } else {
+            None
+        }
     }
 
     /// The XDP action, with the redirect set up.
