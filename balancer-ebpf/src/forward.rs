@@ -4,6 +4,7 @@ use crate::count::count;
 use crate::frame::{Frame, load, store};
 use crate::maps::SCRATCH;
 use crate::parse::{ETH_IPV4, ETH_IPV6, ETH_VLAN, ETH_VLAN_AD, Fragment, Packet, proto};
+use crate::report::note;
 use crate::steer::Family;
 use crate::verdict::Verdict;
 use aya_ebpf::bindings::{bpf_fib_lookup as FibParams, xdp_md};
@@ -264,7 +265,7 @@ pub fn return_macs(path: &ReturnPath) -> Option<(u32, [u32; 3])> {
 
 #[inline(always)]
 fn dropped() -> Verdict {
-    count(Reason::AdjustFailed);
+    note(Reason::AdjustFailed);
     Verdict::DROP
 }
 

@@ -34,6 +34,8 @@ pub mod open;
 #[cfg(target_arch = "bpf")]
 pub mod refuse;
 #[cfg(target_arch = "bpf")]
+pub mod report;
+#[cfg(target_arch = "bpf")]
 pub mod select;
 #[cfg(target_arch = "bpf")]
 pub mod snat;

@@ -11,7 +11,7 @@ use crate::frame::{Frame, load};
 use crate::maps::{BACKENDS, FLOWS4, FLOWS6, FRONTENDS, HALF_OPEN, SCRATCH, SETTINGS};
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Packet, proto, tcp};
 use crate::verdict::Verdict;
-use crate::{icmp, index, open};
+use crate::{icmp, index, open, report};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
@@ -101,6 +101,7 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
         return verdict;
     };
     let verdict = slow(ctx.ctx, kind, slot);
+    report::rare(ctx.ctx);
     if verdict == Verdict::BY_FIB {
         forward::by_fib(ctx.ctx)
     } else {
