@@ -44,8 +44,18 @@ pub const fn sum_endpoint(addr: &Addr, port: Be16) -> u16 {
 /// sum to `new` (RFC 1624, equation 3). `old` and `new` must be folded.
 #[inline(always)]
 pub const fn update(check: u16, old: u16, new: u16) -> u16 {
-    // `!` on u16 stays within 16 bits, so three of them fit any wider type.
-    !fold((!check) as u64 + (!old) as u64 + new as u64)
+    update_wide(check, old as u32, new as u32)
+}
+
+/// [`update`] for sums of a few words that were not folded: below 15 * 65,535.
+#[inline(always)]
+pub const fn update_wide(check: u16, old: u32, new: u32) -> u16 {
+    // Equation 3 adds the complement of `old`; in ones' complement arithmetic any
+    // multiple of ffff less `old` is that, and this one cannot go below zero.
+    let mut sum = (!check) as u32 + (0xffff * 16 - old) + new;
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    !(sum as u16)
 }
 
 /// Sum over bytes in memory, as an odd or even run of 16-bit words from its

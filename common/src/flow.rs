@@ -6,6 +6,8 @@
 //! backend (destination) meet the same entry. Within the bucket the forward
 //! direction compares the frontend's slot, the reply the endpoint's.
 //!
+//! Within the bucket the search begins at the flow's home (`hash::home`) and wraps.
+//!
 //! An entry is owned by whoever moves [`Meta`] from what it read to
 //! [`flags::CLAIMED`] by compare-exchange; the owner writes the key and the
 //! rest, then stores the final `Meta`. Readers compare the key, read `Meta` and
@@ -151,7 +153,7 @@ impl Meta {
 
 /// Where the client's frames come from, so that replies can go back that way
 /// without a route lookup.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]

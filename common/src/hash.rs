@@ -57,6 +57,13 @@ pub const fn second_bucket(hash: u64, mask: u32) -> u32 {
     }
 }
 
+/// Where in its buckets a flow is looked for first: its home. New flows take the
+/// free entry nearest behind it, so that most are found at the first look.
+#[inline(always)]
+pub const fn home(hash: u64) -> usize {
+    (hash >> 61) as usize
+}
+
 /// The bucket of an index, by the low bits, and the tag of its entry, by the
 /// high ones.
 #[inline(always)]

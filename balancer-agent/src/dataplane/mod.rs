@@ -5,7 +5,10 @@
 //! is not plain memory (per-CPU counters, attaching, pinning, events) is the
 //! kernel side's alone.
 
+pub mod flows;
+pub mod kernel;
 pub mod mapped;
+pub mod object;
 
 use common::flow::{Bucket, Flow4, Flow6};
 use common::limits;

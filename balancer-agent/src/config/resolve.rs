@@ -1,0 +1,234 @@
+//! Builds the model from the raw tables: defaults, ranges and the meaning of
+//! each value. Drafts keep the places of the values, for the checks of what
+//! fits together.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::cross;
+use super::findings::{Findings, Mistake, Span};
+use super::pool::{self, PoolDraft};
+use super::raw::{Field, RawAdmin, RawConfig, RawFrontend, RawTimeouts, RawXdp, Value};
+use super::value::{self, Role, show_duration};
+use crate::model::{Admin, Config, FlowTimeouts, Frontend, Mode, Protocol, Xdp, XdpMode};
+
+const FLOWS: RangeInclusive<u32> = 1_000..=100_000_000;
+const FLOWS_DEFAULT: u32 = 1_000_000;
+const HALF_OPEN: RangeInclusive<u32> = 1_000..=16_000_000;
+const HALF_OPEN_DEFAULT: u32 = 262_144;
+const SOCKET_DEFAULT: &str = "/run/balancer.sock";
+const PIN_DIR_EXAMPLE: &str = "/sys/fs/bpf/balancer";
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A frontend with the places of its values. `None` is a mistake already noted.
+pub(super) struct FrontendDraft {
+    pub(super) span: Span,
+    pub(super) name: Option<Spanned<Arc<str>>>,
+    pub(super) mode: Mode,
+    pub(super) address: Option<Spanned<SocketAddr>>,
+    pub(super) protocol: Protocol,
+    pub(super) pool: Option<Spanned<Arc<str>>>,
+}
+
+impl FrontendDraft {
+    fn finish(self) -> Option<Frontend> {
+        Some(Frontend {
+            name: self.name?.into_inner(),
+            mode: self.mode,
+            address: self.address?.into_inner(),
+            protocol: self.protocol,
+            pool: self.pool?.into_inner(),
+        })
+    }
+}
+
+/// Which protocols of frontends use a pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usage {
+    pub(super) tcp: bool,
+    pub(super) udp: bool,
+}
+
+impl Usage {
+    /// Only UDP frontends use it.
+    pub(super) fn udp_only(self) -> bool {
+        self.udp && !self.tcp
+    }
+
+    /// How many protocols use it.
+    pub(super) fn protocols(self) -> usize {
+        usize::from(self.tcp) + usize::from(self.udp)
+    }
+}
+
+/// Builds the model. `None` when something needed is missing or wrong; it has
+/// then been noted, but a value alone does not mean that nothing was.
+pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config> {
+    let default = RawXdp::default();
+    let xdp_table = raw.xdp.as_ref();
+    let raw_xdp = xdp_table.map_or(&default, |table| &**table.get_ref());
+    let xdp = xdp(raw_xdp, findings);
+    let admin = admin(&raw.admin, findings);
+    let timeouts = timeouts(&raw.timeouts, findings);
+    let frontends: Vec<FrontendDraft> = raw
+        .frontend
+        .iter()
+        .map(|table| frontend(table.get_ref(), table.span(), findings))
+        .collect();
+    let usage = usage(&frontends);
+    let pools: Vec<PoolDraft> = raw
+        .pool
+        .iter()
+        .map(|table| pool::pool(table.get_ref(), table.span(), &usage, findings))
+        .collect();
+
+    // Interfaces that are there and wrong have been noted already.
+    let none = match raw_xdp.interfaces.as_ref().map(Spanned::get_ref) {
+        None => true,
+        Some(value) => matches!(value, Value::Array(names) if names.is_empty()),
+    };
+    if none {
+        let written = raw_xdp.interfaces.as_ref().map(Spanned::span);
+        let table = xdp_table.map(Spanned::span);
+        cross::no_interfaces(written, table, &frontends, findings);
+    }
+    cross::check(&frontends, &pools, findings);
+
+    Some(Config {
+        xdp,
+        admin,
+        timeouts,
+        frontends: frontends
+            .into_iter()
+            .map(FrontendDraft::finish)
+            .collect::<Option<_>>()?,
+        pools: pools
+            .into_iter()
+            .map(|draft| draft.finish().map(Arc::new))
+            .collect::<Option<_>>()?,
+    })
+}
+
+fn xdp(raw: &RawXdp, findings: &mut Findings) -> Xdp {
+    let names = "an array of interface names such as [\"eth0\"]";
+    let interfaces = findings.list("interfaces", &raw.interfaces, names, |v| {
+        value::interface(v.text("\"eth0\"")?)
+    });
+    cross::unique(&interfaces, findings, |name| {
+        let expected = "each interface once";
+        (format!("interface {name} is listed twice"), expected.into())
+    });
+    let modes = [
+        ("auto", XdpMode::Auto),
+        ("native", XdpMode::Native),
+        ("generic", XdpMode::Generic),
+    ];
+    let mut size = |key, field, default, range: &RangeInclusive<u32>| {
+        findings.or(key, field, default, |v| v.integer(range.clone()))
+    };
+    let flows_ipv4 = size("flows_ipv4", &raw.flows_ipv4, FLOWS_DEFAULT, &FLOWS);
+    let flows_ipv6 = size("flows_ipv6", &raw.flows_ipv6, FLOWS_DEFAULT, &FLOWS);
+    let half_open = size("half_open", &raw.half_open, HALF_OPEN_DEFAULT, &HALF_OPEN);
+    Xdp {
+        interfaces: interfaces.into_iter().map(Spanned::into_inner).collect(),
+        mode: findings.or("mode", &raw.mode, XdpMode::default(), |v| {
+            v.word(&modes, &[])
+        }),
+        flows_ipv4,
+        flows_ipv6,
+        half_open,
+        pin_dir: findings
+            .optional("pin_dir", &raw.pin_dir, |v| {
+                let text = v.text(&format!("\"{PIN_DIR_EXAMPLE}\""))?;
+                value::path(text, PIN_DIR_EXAMPLE)
+            })
+            .map(Spanned::into_inner),
+    }
+}
+
+fn admin(raw: &RawAdmin, findings: &mut Findings) -> Admin {
+    Admin {
+        socket: findings.or("socket", &raw.socket, SOCKET_DEFAULT.into(), |v| {
+            let text = v.text(&format!("\"{SOCKET_DEFAULT}\""))?;
+            value::socket_path(text, SOCKET_DEFAULT)
+        }),
+    }
+}
+
+fn timeouts(raw: &RawTimeouts, findings: &mut Findings) -> FlowTimeouts {
+    // The kernel notes when a flow was last seen in units of about a second,
+    // and the count comes round after 208 days.
+    let mut time = |key, field, default: Duration, most: Duration| {
+        duration_or(findings, key, field, default, SECOND..=most)
+    };
+    FlowTimeouts {
+        tcp_idle: time("tcp_idle", &raw.tcp_idle, 2 * HOUR, 30 * DAY),
+        udp_idle: time("udp_idle", &raw.udp_idle, 60 * SECOND, 30 * DAY),
+        half_open: time("half_open", &raw.half_open, 60 * SECOND, HOUR),
+        closed: time("closed", &raw.closed, 10 * SECOND, HOUR),
+        removed: time("removed", &raw.removed, 600 * SECOND, 30 * DAY),
+    }
+}
+
+fn frontend(raw: &RawFrontend, span: Span, findings: &mut Findings) -> FrontendDraft {
+    let table = ("a frontend", &span);
+    let address = "\"192.0.2.10:80\"";
+    let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+    FrontendDraft {
+        name: findings.required("name", &raw.name, table, "\"web\"", |v| name(v, "\"web\"")),
+        mode: findings.or("mode", &raw.mode, Mode::Xdp, |v| {
+            v.word(&[("xdp", Mode::Xdp)], &["http"])
+        }),
+        address: findings.required("address", &raw.address, table, address, |v| {
+            value::socket_address(v.text(address)?, Role::Frontend)
+        }),
+        protocol: findings.or("protocol", &raw.protocol, Protocol::Tcp, |v| {
+            v.word(&protocols, &[])
+        }),
+        pool: findings.required("pool", &raw.pool, table, "\"web\"", |v| {
+            Ok(Arc::from(v.text("\"web\"")?))
+        }),
+        span,
+    }
+}
+
+/// The name of something, for messages and for use.
+pub(super) fn name(value: &Value, example: &str) -> Result<Arc<str>, Mistake> {
+    let text = value.text(example)?;
+    value::name(text)?;
+    Ok(Arc::from(text))
+}
+
+/// A duration that has a default.
+pub(super) fn duration_or(
+    findings: &mut Findings,
+    key: &str,
+    field: &Field,
+    default: Duration,
+    range: RangeInclusive<Duration>,
+) -> Duration {
+    findings.or(key, field, default, |v| {
+        let example = format!("\"{}\"", show_duration(default));
+        value::duration(v.text(&example)?, range)
+    })
+}
+
+fn usage(frontends: &[FrontendDraft]) -> HashMap<Arc<str>, Usage> {
+    let mut usage: HashMap<Arc<str>, Usage> = HashMap::new();
+    for frontend in frontends {
+        let Some(pool) = &frontend.pool else { continue };
+        let entry = usage.entry(Arc::clone(pool.get_ref())).or_default();
+        match frontend.protocol {
+            Protocol::Tcp => entry.tcp = true,
+            Protocol::Udp => entry.udp = true,
+        }
+    }
+    usage
+}

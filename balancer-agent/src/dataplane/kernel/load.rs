@@ -1,0 +1,272 @@
+//! Loads the program against the pinned maps, and maps those into memory.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use aya::maps::{Map, MapData, MapType};
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader};
+use common::counters::{Reason, Traffic};
+use common::flow::{Bucket, Flow4, Flow6};
+use common::tables::{
+    Backend, Cursor, Device, Endpoint, FragmentKey, Frontend, Header, IndexBucket, RingChunk,
+    Settings, SnatAddress, SnatPort, names,
+};
+use common::{ABI_VERSION, limits};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::error::{KernelError, chain};
+use crate::dataplane::Tables;
+use crate::dataplane::mapped::Mapped;
+
+/// Flag of maps that can be mapped into memory (linux/bpf.h).
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// Reads the object and brings it together with its maps: those that are pinned
+/// in `maps` are used, the others made and pinned there. The program is not yet
+/// in the kernel.
+///
+/// # Errors
+/// [`KernelError::Object`] when the object lacks what the agent needs, else
+/// [`KernelError::Load`].
+pub(super) fn prepare(object: &[u8], settings: Settings, maps: &Path) -> Result<Ebpf, KernelError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global(names::SETTINGS, settings.as_bytes(), true);
+    for (name, mask) in flow_masks(settings) {
+        loader.map_max_entries(name, mask + 1);
+    }
+    for name in names::PINNED {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    loader.load(object).map_err(|error| match error {
+        aya::EbpfError::ParseError(error) => KernelError::Object {
+            what: chain(&error),
+        },
+        other => KernelError::load(other),
+    })
+}
+
+/// The XDP program of a loaded object.
+pub(super) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, KernelError> {
+    let missing = || KernelError::Object {
+        what: format!("it has no XDP program `{}`", names::PROGRAM),
+    };
+    ebpf.program_mut(names::PROGRAM)
+        .and_then(|p| p.try_into().ok())
+        .ok_or_else(missing)
+}
+
+/// The pinned maps, by name, each checked to be what this build takes it for.
+pub(super) struct Maps(BTreeMap<&'static str, MapData>);
+
+impl Maps {
+    /// Opens all of them.
+    ///
+    /// # Errors
+    /// What is missing or has another shape: memory beyond a map's end must never
+    /// be touched, whatever the version in its header.
+    pub fn open(maps: &Path, settings: Settings) -> Result<Self, String> {
+        let mut opened = BTreeMap::new();
+        for (name, shape) in shapes(settings) {
+            let map = MapData::from_pin(maps.join(name))
+                .map_err(|e| format!("map {name} can't be opened: {}", chain(&e)))?;
+            let info = map
+                .info()
+                .map_err(|e| format!("map {name} can't be asked: {}", chain(&e)))?;
+            let found = Shape {
+                kind: info.map_type().unwrap_or(MapType::Unspecified),
+                key: info.key_size(),
+                value: info.value_size(),
+                entries: info.max_entries(),
+                flags: info.map_flags() & BPF_F_MMAPABLE,
+            };
+            if found != shape {
+                return Err(format!("map {name} is {found:?}, not {shape:?}"));
+            }
+            opened.insert(name, map);
+        }
+        Ok(Self(opened))
+    }
+
+    /// Maps the tables into memory.
+    pub fn tables(&self, settings: Settings) -> Result<Tables, KernelError> {
+        Ok(Tables {
+            header: self.mapped(names::HEADER, 1)?,
+            frontends: self.mapped(names::FRONTENDS, limits::FRONTENDS)?,
+            frontend_index: self.mapped(names::FRONTEND_INDEX, limits::FRONTEND_INDEX_BUCKETS)?,
+            cursors: self.mapped(names::CURSORS, limits::FRONTENDS)?,
+            rings: self.mapped(names::RINGS, limits::RING_CHUNKS)?,
+            backends: self.mapped(names::BACKENDS, limits::BACKENDS)?,
+            endpoints: self.mapped(names::ENDPOINTS, limits::ENDPOINTS)?,
+            endpoint_index: self.mapped(names::ENDPOINT_INDEX, limits::ENDPOINT_INDEX_BUCKETS)?,
+            devices: self.mapped(names::DEVICES, limits::DEVICES)?,
+            snat_addresses: self.mapped(names::SNAT_ADDRESSES, limits::SNAT_ADDRESSES)?,
+            snat_ports: self.mapped(
+                names::SNAT_PORTS,
+                limits::SNAT_ADDRESSES * limits::SNAT_PORTS,
+            )?,
+            flows4: self.mapped(names::FLOWS4, settings.flow4_mask + 1)?,
+            flows6: self.mapped(names::FLOWS6, settings.flow6_mask + 1)?,
+            half_open: self.mapped(names::HALF_OPEN, settings.half_open_mask + 1)?,
+        })
+    }
+
+    fn mapped<T>(&self, name: &'static str, len: u32) -> Result<Mapped<T>, KernelError>
+    where
+        T: FromBytes + IntoBytes + Immutable + Copy,
+    {
+        Mapped::kernel(self.map(name)?.fd().as_fd(), len)
+            .map_err(KernelError::io(format!("cannot map {name}")))
+    }
+
+    /// Takes a map out, as what `open` has checked it to be.
+    pub fn take(&mut self, name: &'static str) -> Result<Map, KernelError> {
+        let map = self.0.remove(name).ok_or_else(|| unknown(name))?;
+        Map::from_map_data(map).map_err(KernelError::load)
+    }
+
+    fn map(&self, name: &'static str) -> Result<&MapData, KernelError> {
+        self.0.get(name).ok_or_else(|| unknown(name))
+    }
+
+    /// All maps that have not been taken.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &MapData)> {
+        self.0.iter().map(|(name, map)| (*name, map))
+    }
+}
+
+fn unknown(name: &str) -> KernelError {
+    KernelError::Object {
+        what: format!("there is no map {name}"),
+    }
+}
+
+/// Writes the header of fresh maps. The version goes last: a header without one
+/// says that the rest may be missing.
+pub(super) fn write_header(tables: &Tables, settings: Settings, netns_cookie: u64) {
+    let header = Header {
+        abi_version: 0,
+        reserved: 0,
+        settings,
+        netns_cookie,
+    };
+    tables.header.write(0, header);
+    let version = std::mem::offset_of!(Header, abi_version);
+    tables.header.store_u32(0, version, ABI_VERSION);
+}
+
+fn flow_masks(settings: Settings) -> [(&'static str, u32); 3] {
+    [
+        (names::FLOWS4, settings.flow4_mask),
+        (names::FLOWS6, settings.flow6_mask),
+        (names::HALF_OPEN, settings.half_open_mask),
+    ]
+}
+
+#[derive(Debug, PartialEq)]
+struct Shape {
+    kind: MapType,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+fn shapes(settings: Settings) -> Vec<(&'static str, Shape)> {
+    fn table<T>(name: &'static str, entries: u32) -> (&'static str, Shape) {
+        let shape = Shape {
+            kind: MapType::Array,
+            key: 4,
+            value: size_of::<T>() as u32,
+            entries,
+            flags: BPF_F_MMAPABLE,
+        };
+        (name, shape)
+    }
+    fn per_cpu<T>(name: &'static str, entries: u32) -> (&'static str, Shape) {
+        let (name, shape) = table::<T>(name, entries);
+        let kind = MapType::PerCpuArray;
+        let flags = 0;
+        (
+            name,
+            Shape {
+                kind,
+                flags,
+                ..shape
+            },
+        )
+    }
+    let fragments = Shape {
+        kind: MapType::LruHash,
+        key: size_of::<FragmentKey>() as u32,
+        value: 4,
+        entries: limits::FRAGMENTS,
+        flags: 0,
+    };
+    let events = Shape {
+        kind: MapType::RingBuf,
+        key: 0,
+        value: 0,
+        entries: limits::EVENT_RING_BYTES,
+        flags: 0,
+    };
+    vec![
+        table::<Header>(names::HEADER, 1),
+        table::<Frontend>(names::FRONTENDS, limits::FRONTENDS),
+        table::<IndexBucket>(names::FRONTEND_INDEX, limits::FRONTEND_INDEX_BUCKETS),
+        table::<Cursor>(names::CURSORS, limits::FRONTENDS),
+        table::<RingChunk>(names::RINGS, limits::RING_CHUNKS),
+        table::<Backend>(names::BACKENDS, limits::BACKENDS),
+        table::<Endpoint>(names::ENDPOINTS, limits::ENDPOINTS),
+        table::<IndexBucket>(names::ENDPOINT_INDEX, limits::ENDPOINT_INDEX_BUCKETS),
+        table::<Device>(names::DEVICES, limits::DEVICES),
+        table::<SnatAddress>(names::SNAT_ADDRESSES, limits::SNAT_ADDRESSES),
+        table::<SnatPort>(
+            names::SNAT_PORTS,
+            limits::SNAT_ADDRESSES * limits::SNAT_PORTS,
+        ),
+        table::<Bucket<Flow4>>(names::FLOWS4, settings.flow4_mask + 1),
+        table::<Bucket<Flow6>>(names::FLOWS6, settings.flow6_mask + 1),
+        table::<Bucket<Flow6>>(names::HALF_OPEN, settings.half_open_mask + 1),
+        (names::FRAGMENTS, fragments),
+        per_cpu::<u64>(names::REASONS, Reason::ALL.len() as u32),
+        per_cpu::<Traffic>(names::FRONTEND_TRAFFIC, limits::FRONTENDS),
+        per_cpu::<Traffic>(names::BACKEND_TRAFFIC, limits::BACKENDS),
+        (names::EVENTS, events),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pinned_map_has_a_shape() {
+        let mut shaped: Vec<_> = shapes(Settings::default())
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        let mut pinned = names::PINNED.to_vec();
+        shaped.sort_unstable();
+        pinned.sort_unstable();
+        assert_eq!(shaped, pinned);
+    }
+
+    #[test]
+    fn the_version_completes_the_header() {
+        let settings = Settings {
+            seed: 5,
+            flow4_mask: 1,
+            flow6_mask: 3,
+            half_open_mask: 1,
+            reserved: 0,
+        };
+        let tables = Tables::heap(settings);
+        tables.header.write(0, Header::default());
+        write_header(&tables, settings, 77);
+        let header = tables.header.read(0);
+        assert_eq!(header.abi_version, ABI_VERSION);
+        assert_eq!((header.settings, header.netns_cookie), (settings, 77));
+    }
+}

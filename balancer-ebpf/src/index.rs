@@ -1,0 +1,61 @@
+//! Whose packet is it: frontends and endpoints by address, port and protocol.
+
+use crate::maps::{ENDPOINT_INDEX, ENDPOINTS, FRONTEND_INDEX, FRONTENDS};
+use common::limits::{ENDPOINT_INDEX_BUCKETS, FRONTEND_INDEX_BUCKETS, INDEX_BUCKET_ENTRIES};
+use common::tables::{Endpoint, Frontend, IndexBucket};
+use common::{Addr, Be16, hash};
+
+/// The frontend at an address, port and protocol: slot and entry.
+#[inline(always)]
+pub fn frontend(addr: &Addr, port: Be16, proto: u8, seed: u64) -> Option<(u32, &'static Frontend)> {
+    let (bucket, tag) = hash::index_slot(
+        hash::service(addr, port, proto, seed),
+        FRONTEND_INDEX_BUCKETS,
+    );
+    let bucket = FRONTEND_INDEX.get_ptr(bucket)?;
+    let mut at = 0;
+    while at < INDEX_BUCKET_ENTRIES {
+        let slot = next(bucket, tag, &mut at)?;
+        let entry = FRONTENDS.get(slot)?;
+        if entry.addr == *addr && entry.port.0 == port.0 && entry.proto == proto {
+            return Some((slot, entry));
+        }
+    }
+    None
+}
+
+/// The endpoint at an address, port and protocol: its slot.
+#[inline(always)]
+pub fn endpoint(addr: &Addr, port: Be16, proto: u8, seed: u64) -> Option<(u32, &'static Endpoint)> {
+    let (bucket, tag) = hash::index_slot(
+        hash::service(addr, port, proto, seed),
+        ENDPOINT_INDEX_BUCKETS,
+    );
+    let bucket = ENDPOINT_INDEX.get_ptr(bucket)?;
+    let mut at = 0;
+    while at < INDEX_BUCKET_ENTRIES {
+        let slot = next(bucket, tag, &mut at)?;
+        let entry = ENDPOINTS.get(slot)?;
+        if entry.addr == *addr && entry.port.0 == port.0 && entry.proto == proto {
+            return Some((slot, entry));
+        }
+    }
+    None
+}
+
+/// The slot of the next entry with this tag; `None` at the first free one.
+#[inline(always)]
+fn next(bucket: *const IndexBucket, tag: u16, at: &mut usize) -> Option<u32> {
+    while *at < INDEX_BUCKET_ENTRIES {
+        // SAFETY: `at` is below INDEX_BUCKET_ENTRIES.
+        let entry = unsafe { (&raw const (*bucket).0[*at]).read_volatile() };
+        *at += 1;
+        if entry == 0 {
+            return None;
+        }
+        if (entry >> 16) as u16 == tag {
+            return Some((entry & 0xffff).wrapping_sub(1));
+        }
+    }
+    None
+}

@@ -1,0 +1,535 @@
+//! Packets that change a flow's state: handshakes, closing, new flows, stale and
+//! stopped ones, and all that the fast path leaves. `docs/kernel.md`, "Forward"
+//! and "Reply".
+
+use crate::count::{count, event, on_backend, on_frontend, pass, traffic_in, traffic_out};
+use crate::flows::{self, Entry, Fields, Found, Key};
+use crate::forward::{self, Replacement};
+use crate::frame::{Frame, load};
+use crate::maps::{FRONTENDS, SETTINGS};
+use crate::parse::{Fragment, Packet, proto, tcp};
+use crate::refuse;
+use crate::report::{inconsistent, note};
+use crate::select;
+use crate::snat;
+use crate::steer::{self, By, Family, clock, find_established, find_half_open, found, owner, seen};
+use crate::verdict::Verdict;
+use aya_ebpf::programs::XdpContext;
+use common::counters::Reason;
+use common::flow::{Flow6, Meta, ReturnPath, flags};
+use common::tables::{Unavailable, event as sign, frontend_flags, state};
+use common::{Addr, Be16, hash};
+
+/// How far beyond the backend's sequence number a client's acknowledgement may
+/// lie and still complete the handshake: when its first ACK was lost, a later one
+/// acknowledges data too. Small enough that guessing it is no way in.
+const ACK_WINDOW: u32 = 1 << 20;
+
+/// What to do with a packet once its flow was looked for.
+enum Next {
+    /// Send it along a flow of this state and translated source port.
+    Send(Meta, Be16),
+    /// Begin a new flow.
+    Open,
+    /// It belongs to no flow.
+    Unknown,
+    /// Its backend was stopped.
+    Cut,
+}
+
+/// A packet from a client, to the frontend at `slot`.
+#[inline(never)]
+pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
+    let frame = forward::frame(ctx);
+    let later = matches!(p.fragment, Fragment::Later);
+    if p.proto == proto::TCP && !later && bad_flags(p.tcp_flags) {
+        return pass(Reason::BadTcpFlags);
+    }
+    if bad_source::<F>(&p.src) || p.sport.0 == 0 {
+        return pass(Reason::BadSource);
+    }
+    if p.ttl <= 1 {
+        return pass(Reason::TtlExpired);
+    }
+    let Some(frontend) = FRONTENDS.get(slot) else {
+        return inconsistent();
+    };
+    let key = Key {
+        addr: p.src,
+        port: p.sport,
+        frontend: slot as u16,
+    };
+    let hash = hash::client(&p.src, p.sport, SETTINGS.load().seed);
+    let now = seen(clock());
+
+    let next = match found(find_established::<F>(hash, &key, By::FRONTEND)) {
+        Some(found) => along_established(&frame, p, &found, now),
+        None => match found(find_half_open(hash, &key, By::FRONTEND)) {
+            Some(found) => along_half_open::<F>(&frame, p, &found, now, hash, &key),
+            None => Next::Unknown,
+        },
+    };
+    match next {
+        Next::Send(meta, snat_port) => send::<F>(ctx, p, slot, meta, snat_port),
+        Next::Cut => {
+            count(Reason::BackendStopped);
+            refuse::packet::<F>(ctx, p, Unavailable::Reset as u8)
+        }
+        Next::Unknown if later => pass(Reason::FragmentUnknown),
+        Next::Unknown if !is_opener(p) && frontend.flags & frontend_flags::CLOSING == 0 => {
+            count(Reason::FlowUnknown);
+            refuse::packet::<F>(ctx, p, frontend.unavailable)
+        }
+        // A frontend on its way out takes no new flows: to new packets its
+        // address is not balanced any more.
+        _ if frontend.flags & frontend_flags::CLOSING != 0 => pass(Reason::NotBalanced),
+        _ => select::new_flow::<F>(ctx, p, slot, hash),
+    }
+}
+
+/// Whether a packet begins a flow where there is none.
+#[inline(always)]
+fn is_opener(p: &Packet) -> bool {
+    p.proto == proto::UDP || is_syn(p)
+}
+
+#[inline(always)]
+fn is_syn(p: &Packet) -> bool {
+    p.proto == proto::TCP && p.tcp_flags & tcp::STATE == tcp::SYN
+}
+
+/// Flags that no state of RFC 9293 sends.
+#[inline(always)]
+fn bad_flags(f: u8) -> bool {
+    let state = f & tcp::STATE;
+    state == 0
+        || state & (tcp::SYN | tcp::FIN) == tcp::SYN | tcp::FIN
+        || state & (tcp::SYN | tcp::RST) == tcp::SYN | tcp::RST
+        || state & (tcp::FIN | tcp::RST) == tcp::FIN | tcp::RST
+}
+
+/// Addresses that no client can have.
+#[inline(always)]
+fn bad_source<F: Family>(addr: &Addr) -> bool {
+    if F::V4 {
+        let first = addr.v4_word().to_ne_bytes()[0];
+        // 0.0.0.0, 127/8, 224/4 and above with the limited broadcast.
+        addr.v4_word() == 0 || first == 127 || first >= 224
+    } else {
+        let first = addr.0[0].to_ne_bytes()[0];
+        // ::, ::1, ff00::/8.
+        (addr.0[0] == 0 && addr.0[1] & !1u64.to_be() == 0) || first == 0xff
+    }
+}
+
+/// Flags that a packet's FIN or RST adds to its flow.
+#[inline(always)]
+fn closing(p: &Packet, fin: u16) -> u16 {
+    let mut add = 0;
+    if p.proto == proto::TCP {
+        if p.tcp_flags & tcp::FIN != 0 {
+            add |= fin;
+        }
+        if p.tcp_flags & tcp::RST != 0 {
+            add |= flags::RESET;
+        }
+    }
+    add
+}
+
+/// Writes a flow's new state and, where that closes it, frees its snat port.
+#[inline(always)]
+fn advance<E: Entry>(found: &Found<E>, add: u16, now: u32) -> Meta {
+    let new = found.meta.with_flags(add).with_seen(now);
+    if new != found.meta {
+        // SAFETY: the flow was found in the map. Lost to another CPU, the flag is
+        // lost too; the peer repeats its FIN, and a RST is followed by nothing.
+        unsafe { flows::exchange(found.entry, found.meta, new) };
+        if new.is_closed() && new.flags() & flags::SNAT != 0 {
+            // SAFETY: as above.
+            snat::close(new, unsafe { E::snat_port(found.entry) });
+        }
+    }
+    new
+}
+
+#[inline(always)]
+fn free<E: Entry>(found: &Found<E>) {
+    // SAFETY: the flow was found in the map.
+    unsafe {
+        if flows::exchange(found.entry, found.meta, Meta::FREE)
+            && found.meta.flags() & flags::SNAT != 0
+        {
+            snat::close(found.meta, E::snat_port(found.entry));
+        }
+    }
+}
+
+#[inline(always)]
+fn along_established<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now: u32) -> Next {
+    let Some((_, word)) = owner(found.meta) else {
+        count(Reason::FlowStale);
+        free(found);
+        return Next::Unknown;
+    };
+    if word & state::STOPPED != 0 {
+        advance(found, flags::RESET, now);
+        return Next::Cut;
+    }
+    let usable = word & state::USABLE != 0;
+    let fins = flags::CLIENT_FIN | flags::SERVER_FIN | flags::RESET;
+    let over = found.meta.flags() & fins != 0;
+    if (is_syn(p) && (over || !usable)) || (p.proto == proto::UDP && !usable) {
+        free(found);
+        return Next::Open;
+    }
+    let meta = advance(found, closing(p, flags::CLIENT_FIN), now);
+    relearn(
+        frame,
+        p,
+        &Found {
+            entry: found.entry,
+            meta,
+        },
+    );
+    // SAFETY: the flow was found in the map.
+    Next::Send(meta, unsafe { E::snat_port(found.entry) })
+}
+
+#[inline(always)]
+fn along_half_open<F: Family>(
+    frame: &Frame,
+    p: &Packet,
+    found: &Found<Flow6>,
+    now: u32,
+    hash: u64,
+    key: &Key,
+) -> Next {
+    let Some((_, word)) = owner(found.meta) else {
+        count(Reason::FlowStale);
+        free(found);
+        return Next::Unknown;
+    };
+    if word & state::STOPPED != 0 {
+        advance(found, flags::RESET, now);
+        return Next::Cut;
+    }
+    let have = found.meta.flags();
+    // SAFETY: the flow was found in the map.
+    let snat_port = unsafe { Flow6::snat_port(found.entry) };
+    if is_opener(p) {
+        if word & state::USABLE == 0 || found.meta.is_closed() {
+            free(found);
+            return Next::Open;
+        }
+        if p.proto == proto::TCP && have & flags::ANSWERED == 0 && word & state::WATCHED != 0 {
+            event(
+                sign::SYN_UNANSWERED,
+                found.meta.backend() as u32,
+                found.meta.generation() as u32,
+            );
+        }
+    } else if p.proto == proto::TCP && !matches!(p.fragment, Fragment::Later) {
+        if p.tcp_flags & tcp::RST != 0 {
+            free(found);
+            return Next::Send(found.meta, snat_port);
+        }
+        if p.tcp_flags & (tcp::ACK | tcp::SYN) == tcp::ACK && have & flags::ANSWERED != 0 {
+            let Some(t) = frame.at(p.l4 as usize, 20) else {
+                return Next::Unknown;
+            };
+            // SAFETY: within the 20 bytes; the flow was found in the map.
+            let (ack, expected) = unsafe {
+                let entry = found.entry;
+                (
+                    u32::from_be(load(t + 8)),
+                    (&raw const (*entry).expected_ack).read_volatile(),
+                )
+            };
+            if ack.wrapping_sub(expected) < ACK_WINDOW {
+                let state = found
+                    .meta
+                    .with_flags(closing(p, flags::CLIENT_FIN))
+                    .with_seen(now);
+                establish::<F>(found, key, hash, state);
+                return Next::Send(state, snat_port);
+            }
+        }
+    }
+    let meta = advance(found, closing(p, flags::CLIENT_FIN), now);
+    relearn(
+        frame,
+        p,
+        &Found {
+            entry: found.entry,
+            meta,
+        },
+    );
+    Next::Send(meta, snat_port)
+}
+
+/// Moves a flow from the half-open table to the established one. Where another
+/// CPU is in the way it stays half-open, which carries it as well, and the next
+/// packet tries again.
+#[inline(never)]
+fn establish<F: Family>(found: &Found<Flow6>, key: &Key, hash: u64, state: Meta) {
+    // SAFETY: the flow was found in the map.
+    let fields = unsafe {
+        Fields {
+            key: *key,
+            path: *Flow6::path(found.entry),
+            snat_port: Flow6::snat_port(found.entry),
+            endpoint: Flow6::endpoint(found.entry),
+            born: (&raw const (*found.entry).born).read_volatile(),
+        }
+    };
+    let mask = F::mask(&SETTINGS.load());
+    let first = F::bucket(hash::first_bucket(hash, mask));
+    let second = F::bucket(hash::second_bucket(hash, mask));
+    let (Some(first), Some(second)) = (first, second) else {
+        return;
+    };
+    if !select::put(first, second, hash, &fields, state, flows::REST_ESTABLISHED) {
+        note(Reason::FlowTableBusy);
+        return;
+    }
+    // SAFETY: the flow was found in the map.
+    unsafe { flows::exchange(found.entry, found.meta, Meta::FREE) };
+    count(Reason::FlowEstablished);
+    on_frontend(key.frontend as u32, |t| t.established += 1);
+    on_backend(state.backend() as u32, |t| t.established += 1);
+}
+
+/// Takes the return path that a packet from the client shows, where it is new.
+#[inline(always)]
+pub fn relearn<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>) {
+    let Some(path) = steer::path(frame, p) else {
+        return;
+    };
+    // SAFETY: the flow was found in the map. A reply that reads the path at this
+    // moment may see half of it, and is repeated by its sender if it is lost.
+    unsafe {
+        let at = E::path(found.entry);
+        if (*at).mac != path.mac || (*at).device != path.device || (*at).tci != path.tci {
+            *at = path;
+        }
+    }
+    if found.meta.flags() & flags::VLAN_MASK != p.vlan {
+        let new = (found.meta.0 & !((flags::VLAN_MASK as u64) << 24)) | (p.vlan as u64) << 24;
+        // SAFETY: as above.
+        unsafe { flows::exchange(found.entry, found.meta, Meta(new)) };
+    }
+}
+
+/// Rewrites a packet from a client for the backend of its flow and sends it.
+#[inline(never)]
+pub fn send<F: Family>(
+    ctx: &XdpContext,
+    p: &Packet,
+    slot: u32,
+    meta: Meta,
+    snat_port: Be16,
+) -> Verdict {
+    let Some(frontend) = FRONTENDS.get(slot) else {
+        return inconsistent();
+    };
+    let frame = forward::frame(ctx);
+    let Some((backend, word)) = owner(meta) else {
+        return pass(Reason::FlowStale);
+    };
+    // SAFETY: in the map's value.
+    let r = unsafe { steer::to_backend(frontend, backend) };
+    if !forward::rewrite::<F, true, true>(&frame, p, &r) {
+        return Verdict::DROP;
+    }
+    if meta.flags() & flags::SNAT != 0 {
+        let Some(addr) = snat::address(meta.snat_slot()) else {
+            return inconsistent();
+        };
+        let r = Replacement::between(&p.src, p.sport, addr, snat_port);
+        if !forward::rewrite::<F, false, false>(&frame, p, &r) {
+            return Verdict::DROP;
+        }
+    }
+    traffic_in(slot, meta.backend() as u32, frame.len() as u64);
+    forward::to_backend(ctx, p, backend, word)
+}
+
+/// A packet from the endpoint at `endpoint`.
+#[inline(never)]
+pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict {
+    if p.ttl <= 1 {
+        return pass(Reason::TtlExpired);
+    }
+    let frame = forward::frame(ctx);
+    let now = seen(clock());
+    let snat = snat::owner(&p.dst, p.dport, endpoint as u16, now);
+    let key = match &snat {
+        Some(key) => *key,
+        None => Key {
+            addr: p.dst,
+            port: p.dport,
+            frontend: 0,
+        },
+    };
+    let exact = snat.is_some();
+    let by = if exact {
+        By::FRONTEND
+    } else {
+        By::endpoint(endpoint as u16)
+    };
+    let hash = hash::client(&key.addr, key.port, SETTINGS.load().seed);
+
+    let flow = found(find_established::<F>(hash, &key, by));
+    if let Some(found) = flow {
+        return match answer_established(p, &found, now) {
+            // SAFETY: the flow was found in the map.
+            Some(meta) => unsafe {
+                let slot = F::Entry::frontend(found.entry);
+                let path = *F::Entry::path(found.entry);
+                return_to::<F>(
+                    ctx,
+                    p,
+                    &Back {
+                        slot,
+                        meta,
+                        path,
+                        client: key,
+                        snat: exact,
+                    },
+                )
+            },
+            None => refused_reply(&found),
+        };
+    }
+    let flow = found(find_half_open(hash, &key, by));
+    let Some(found) = flow else {
+        return pass(Reason::ReplyUnknown);
+    };
+    match answer_half_open::<F>(&frame, p, &found, now, hash, &key) {
+        // SAFETY: the flow was found in the map.
+        Some(meta) => unsafe {
+            let slot = Flow6::frontend(found.entry);
+            let path = *Flow6::path(found.entry);
+            return_to::<F>(
+                ctx,
+                p,
+                &Back {
+                    slot,
+                    meta,
+                    path,
+                    client: key,
+                    snat: exact,
+                },
+            )
+        },
+        None => refused_reply(&found),
+    }
+}
+
+/// A reply along a flow whose backend is gone, or stopped.
+#[inline(always)]
+fn refused_reply<E: Entry>(found: &Found<E>) -> Verdict {
+    if owner(found.meta).is_some() {
+        count(Reason::BackendStopped);
+        return Verdict::DROP;
+    }
+    count(Reason::FlowStale);
+    free(found);
+    pass(Reason::ReplyUnknown)
+}
+
+#[inline(always)]
+fn may_answer(meta: Meta) -> Option<u32> {
+    let (_, word) = owner(meta)?;
+    if word & state::STOPPED != 0 {
+        None
+    } else {
+        Some(word)
+    }
+}
+
+#[inline(always)]
+fn answer_established<E: Entry>(p: &Packet, found: &Found<E>, now: u32) -> Option<Meta> {
+    may_answer(found.meta)?;
+    Some(advance(found, closing(p, flags::SERVER_FIN), now))
+}
+
+#[inline(always)]
+fn answer_half_open<F: Family>(
+    frame: &Frame,
+    p: &Packet,
+    found: &Found<Flow6>,
+    now: u32,
+    hash: u64,
+    key: &Key,
+) -> Option<Meta> {
+    let word = may_answer(found.meta)?;
+    let have = found.meta.flags();
+    let mut add = closing(p, flags::SERVER_FIN);
+    if p.proto == proto::UDP {
+        let state = found.meta.with_flags(flags::ANSWERED).with_seen(now);
+        // SAFETY: the flow was found in the map.
+        let frontend = unsafe { Flow6::frontend(found.entry) };
+        let key = Key { frontend, ..*key };
+        establish::<F>(found, &key, hash, state);
+        return Some(state);
+    }
+    if !matches!(p.fragment, Fragment::Later) {
+        if p.tcp_flags & tcp::STATE == tcp::SYN | tcp::ACK {
+            let t = frame.at(p.l4 as usize, 20)?;
+            // SAFETY: within the 20 bytes; the flow was found in the map.
+            unsafe {
+                let seq = u32::from_be(load(t + 4));
+                (&raw mut (*found.entry).expected_ack).write_volatile(seq.wrapping_add(1));
+            }
+            add |= flags::ANSWERED;
+        } else if p.tcp_flags & tcp::RST != 0 && have & (flags::ANSWERED | flags::RESET) == 0 {
+            count(Reason::SynRefused);
+            on_backend(found.meta.backend() as u32, |t| t.refused += 1);
+            if word & state::WATCHED != 0 {
+                let generation = found.meta.generation() as u32;
+                event(sign::SYN_REFUSED, found.meta.backend() as u32, generation);
+            }
+        }
+    }
+    Some(advance(found, add, now))
+}
+
+/// The way back of one reply.
+struct Back {
+    /// Frontend slot.
+    slot: u16,
+    meta: Meta,
+    path: ReturnPath,
+    /// The client, where its address was translated.
+    client: Key,
+    snat: bool,
+}
+
+/// Rewrites a packet from a backend for the client of its flow and sends it.
+#[inline(never)]
+fn return_to<F: Family>(ctx: &XdpContext, p: &Packet, back: &Back) -> Verdict {
+    let frame = forward::frame(ctx);
+    let slot = back.slot as u32;
+    let Some(frontend) = FRONTENDS.get(slot) else {
+        return inconsistent();
+    };
+    let Some((backend, _)) = owner(back.meta) else {
+        return pass(Reason::FlowStale);
+    };
+    // SAFETY: in the map's value.
+    let r = unsafe { steer::to_frontend(backend, frontend) };
+    if !forward::rewrite::<F, false, true>(&frame, p, &r) {
+        return Verdict::DROP;
+    }
+    if back.snat {
+        let client = &back.client;
+        let r = Replacement::between(&p.dst, p.dport, client.addr, client.port);
+        if !forward::rewrite::<F, true, false>(&frame, p, &r) {
+            return Verdict::DROP;
+        }
+    }
+    traffic_out(slot, back.meta.backend() as u32, frame.len() as u64);
+    forward::to_client(ctx, p, &back.path, back.meta)
+}

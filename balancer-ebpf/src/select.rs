@@ -1,0 +1,226 @@
+//! A new flow: the next slot of the frontend's ring, and an entry in the
+//! half-open table.
+
+use crate::atomic;
+use crate::count::{count, on_backend, on_frontend};
+use crate::flows::{self, Entry, Fields, Key};
+use crate::forward;
+use crate::maps::{BACKENDS, CELL, CURSORS, FRONTENDS, HALF_OPEN, RINGS, SETTINGS};
+use crate::open::send;
+use crate::parse::{Packet, proto};
+use crate::refuse;
+use crate::report::{inconsistent, note};
+use crate::snat;
+use crate::steer::{self, By, Family, clock, find_established, find_half_open, found, seen};
+use crate::verdict::Verdict;
+use aya_ebpf::programs::XdpContext;
+use common::counters::Reason;
+use common::flow::{BORN_SHIFT, Flow6, Meta, flags};
+use common::limits::{RING_CHUNK_SLOTS, RING_TRIES};
+use common::tables::{Frontend, RingRef, state};
+use common::{Be16, hash};
+
+/// Steers the first packet of a flow.
+#[inline(never)]
+pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -> Verdict {
+    let Some(frontend) = FRONTENDS.get(slot) else {
+        return inconsistent();
+    };
+    let key = Key {
+        addr: p.src,
+        port: p.sport,
+        frontend: slot as u16,
+    };
+    let chosen = choose::<F>(slot, frontend, &key, hash);
+    if chosen == NONE {
+        count(Reason::NoBackend);
+        return refused::<F>(ctx, p, slot, frontend);
+    }
+    let Some(backend) = BACKENDS.get_ptr(chosen) else {
+        return inconsistent();
+    };
+    // SAFETY: in the map's value.
+    let (word, endpoint) = unsafe {
+        (
+            (&raw const (*backend).state).read_volatile(),
+            (*backend).endpoint,
+        )
+    };
+    let generation = (word >> state::GENERATION_SHIFT) as u8;
+    let ns = clock();
+    let now = seen(ns);
+
+    let mut set = flags::VALID | p.vlan;
+    if p.proto == proto::UDP {
+        set |= flags::UDP;
+    }
+    let mut snat_port = Be16(0);
+    if frontend.snat_count != 0 {
+        let owner = snat::Owner {
+            key,
+            backend: chosen as u16,
+            generation,
+            endpoint,
+            now,
+        };
+        let claimed = snat::claim(frontend, &owner);
+        if claimed == snat::EXHAUSTED {
+            note(Reason::SnatExhausted);
+            return refused::<F>(ctx, p, slot, frontend);
+        }
+        snat_port = Be16(claimed as u16);
+        set |= flags::SNAT | ((claimed >> 16) as u16) << flags::SNAT_SLOT_SHIFT;
+    }
+    let Some(path) = steer::path(&forward::frame(ctx), p) else {
+        return Verdict::DROP;
+    };
+    let fields = Fields {
+        key,
+        path,
+        snat_port,
+        endpoint,
+        born: (ns >> BORN_SHIFT) as u32,
+    };
+    let meta = Meta::new(chosen as u16, generation, set, now);
+    if !insert(hash, &fields, meta) {
+        // The peer repeats its packet, and finds the table at rest.
+        note(Reason::FlowTableBusy);
+        return Verdict::DROP;
+    }
+    count(Reason::FlowNew);
+    on_frontend(slot, |t| t.flows += 1);
+    on_backend(chosen, |t| t.flows += 1);
+    send::<F>(ctx, p, slot, meta, snat_port)
+}
+
+#[inline(always)]
+fn refused<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, frontend: &Frontend) -> Verdict {
+    on_frontend(slot, |t| t.refused += 1);
+    refuse::packet::<F>(ctx, p, frontend.unavailable)
+}
+
+const NONE: u32 = u32::MAX;
+
+/// The backend whose turn it is; [`NONE`] when no usable one was met.
+#[inline(never)]
+fn choose<F: Family>(slot: u32, frontend: &Frontend, key: &Key, hash: u64) -> u32 {
+    // SAFETY: in the map's value; one load, so that the ring is of one piece.
+    let ring = RingRef::from_word(unsafe { (&raw const frontend.ring).read_volatile() });
+    let Some(cursor) = CURSORS.get_ptr_mut(slot) else {
+        return NONE;
+    };
+    if ring.len == 0 {
+        return NONE;
+    }
+    let mut tries = 0;
+    while tries < RING_TRIES {
+        tries += 1;
+        // One position per try, for all CPUs together: this is what makes the
+        // round robin exact, and only new flows pay for it.
+        // SAFETY: in the map's value, and only used by atomics here.
+        let position = unsafe { atomic::count_up(&raw mut (*cursor).position) };
+        let at = (position % ring.len as u64) as u32;
+        let Some(chunk) = RINGS.get_ptr(ring.chunk + at / RING_CHUNK_SLOTS) else {
+            return NONE;
+        };
+        // SAFETY: within the chunk.
+        let chosen = unsafe {
+            let slots = (&raw const (*chunk).0).cast::<u32>();
+            slots.add((at % RING_CHUNK_SLOTS) as usize).read_volatile()
+        };
+        let Some(backend) = BACKENDS.get_ptr(chosen) else {
+            return NONE;
+        };
+        // SAFETY: in the map's value.
+        let (word, endpoint) = unsafe {
+            (
+                (&raw const (*backend).state).read_volatile(),
+                (*backend).endpoint,
+            )
+        };
+        if word & (state::PRESENT | state::USABLE) != state::PRESENT | state::USABLE {
+            count(Reason::BackendSkipped);
+        } else if frontend.snat_count == 0 && taken::<F>(key, hash, endpoint) {
+            count(Reason::TupleConflict);
+        } else {
+            return chosen;
+        }
+    }
+    NONE
+}
+
+/// Whether the endpoint already has a flow of this client's address and port.
+/// One that is over makes way.
+#[inline(never)]
+fn taken<F: Family>(key: &Key, hash: u64, endpoint: u16) -> bool {
+    let by = By::endpoint(endpoint);
+    // SAFETY: entries of the maps.
+    unsafe {
+        if let Some(f) = found(find_established::<F>(hash, key, by)) {
+            return !(f.meta.is_closed() && flows::exchange(f.entry, f.meta, Meta::FREE));
+        }
+        if let Some(f) = found(find_half_open(hash, key, by)) {
+            return !(f.meta.is_closed() && flows::exchange(f.entry, f.meta, Meta::FREE));
+        }
+    }
+    false
+}
+
+/// Puts a new flow into the half-open table.
+#[inline(never)]
+fn insert(hash: u64, fields: &Fields, meta: Meta) -> bool {
+    let mask = SETTINGS.load().half_open_mask;
+    let first = HALF_OPEN.get_ptr_mut(hash::first_bucket(hash, mask));
+    let second = HALF_OPEN.get_ptr_mut(hash::second_bucket(hash, mask));
+    let (Some(first), Some(second)) = (first, second) else {
+        return false;
+    };
+    put::<Flow6>(
+        first.cast(),
+        second.cast(),
+        hash,
+        fields,
+        meta,
+        flows::REST_HALF_OPEN,
+    )
+}
+
+/// Puts a flow into one of its two buckets; counts what it threw out. False when
+/// other CPUs were in the way.
+#[inline(always)]
+pub fn put<E: Entry>(
+    first: *mut E,
+    second: *mut E,
+    hash: u64,
+    fields: &Fields,
+    meta: Meta,
+    rest: flows::Rest,
+) -> bool {
+    let (now, home) = (meta.seen(), hash::home(hash));
+    let Some(cell) = CELL.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: buckets of the map; this CPU's own cell.
+    unsafe {
+        let mut place = flows::place(first, home, now, rest, cell);
+        // Most buckets have room: then the second is not touched at all.
+        if !place.has_room() {
+            let other = flows::place(second, home, now, rest, cell);
+            if flows::second_is_better(&place, &other) {
+                place = other;
+            }
+        }
+        if !flows::take(&place, fields, meta) {
+            return false;
+        }
+        if place.evicts() {
+            // A table that holds half-open flows gives entries up after a rest.
+            if rest.closed == 0 {
+                count(Reason::HalfOpenEvicted);
+            } else {
+                note(Reason::FlowEvicted);
+            }
+        }
+    }
+    true
+}

@@ -1,0 +1,155 @@
+//! Child processes: started, signalled by their own id, killed when dropped, and
+//! heard (their log is printed when the test that owns them fails).
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long the harness waits for what should take milliseconds.
+pub const BOUND: Duration = Duration::from_secs(10);
+
+/// A child process that is killed when it goes out of scope.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a child whose output is appended to the file `log`.
+    #[track_caller]
+    pub fn spawn(name: &str, mut command: Command, log: &Path) -> Self {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap_or_else(|error| panic!("open {}: {error}", log.display()));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("duplicate a file"))
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {name} ({command:?}): {error}"));
+        Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything it has printed so far.
+    pub fn log(&self) -> String {
+        fs::read(&self.log).map_or(String::new(), |bytes| {
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    }
+
+    /// Whether it has not ended yet.
+    pub fn running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal.
+    #[track_caller]
+    pub fn signal(&mut self, signal: Signal) {
+        assert!(self.running(), "{} has ended: {}", self.name, self.log());
+        kill(Pid::from_raw(self.child.id() as i32), signal)
+            .unwrap_or_else(|error| panic!("send {signal} to {}: {error}", self.name));
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill9(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end (SIGTERM) and waits, at most [`BOUND`].
+    #[track_caller]
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait(BOUND)
+    }
+
+    /// Waits until it has ended; panics when that takes longer than `bound`.
+    #[track_caller]
+    pub fn wait(&mut self, bound: Duration) -> ExitStatus {
+        let mut status = None;
+        wait_until(&format!("{} to end", self.name), bound, || {
+            status = self.child.try_wait().expect("wait for a child");
+            status.is_some()
+        });
+        status.unwrap_or_else(|| ExitStatus::from_raw(0))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill9();
+        let log = if thread::panicking() {
+            self.log()
+        } else {
+            String::new()
+        };
+        if !log.is_empty() {
+            let lines: Vec<&str> = log.lines().collect();
+            let from = lines.len().saturating_sub(60);
+            eprintln!("--- {} said ({} lines)", self.name, lines.len());
+            for line in &lines[from..] {
+                eprintln!("    {line}");
+            }
+        }
+    }
+}
+
+/// Waits until the condition holds; panics when it does not within `bound`.
+#[track_caller]
+pub fn wait_until(what: &str, bound: Duration, condition: impl FnMut() -> bool) {
+    assert!(
+        came_true(bound, condition),
+        "waited {bound:?} in vain for {what}"
+    );
+}
+
+/// Waits until the condition holds, and says whether it did within `bound`.
+pub fn came_true(bound: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if condition() {
+            return true;
+        }
+        if start.elapsed() > bound {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The path of a binary that was built next to the running one.
+#[track_caller]
+pub fn sibling(name: &str) -> PathBuf {
+    let me = std::env::current_exe().expect("the path of this binary");
+    let mut dir = me.parent().expect("a directory");
+    // Test binaries lie in `deps/`, one below.
+    if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir = dir.parent().expect("a directory");
+    }
+    let path = dir.join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: build it in the same profile",
+        path.display()
+    );
+    path
+}
