@@ -5,6 +5,7 @@
 //! is one straight line, and what it built is taken down while it unwinds.
 
 pub mod agent;
+pub mod bed;
 pub mod counters;
 pub mod demo;
 pub mod load;
