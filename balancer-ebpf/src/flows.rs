@@ -370,7 +370,7 @@ pub unsafe fn place<E: Entry>(
             let meta = meta(bucket.wrapping_add(at));
             let score = score(meta, k, now, rest) as u64;
             let is_free = (meta.0 == 0) as u64;
-            cell.write_volatile(is_free << 32 | score * FLOW_BUCKET_ENTRIES as u64 + at as u64);
+            cell.write_volatile((is_free << 32) | (score * FLOW_BUCKET_ENTRIES as u64 + at as u64));
             cell.read_volatile()
         };
         free += (number >> 32) as u32;
