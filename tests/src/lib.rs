@@ -17,6 +17,7 @@ pub mod counters;
 pub mod decode;
 pub mod demo;
 pub mod generator;
+pub mod icmp;
 pub mod load;
 pub mod model;
 pub mod netns;
