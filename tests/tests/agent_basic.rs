@@ -392,7 +392,8 @@ fn unanswered_connections_are_a_sign() {
     );
     agent.wait_all_up();
     lab.servers[1].ns.nft(
-        "table ip silence { chain in { type filter hook input priority 0; tcp dport 8000 drop; } }",
+        "table ip silence {\nchain in {\ntype filter hook input priority 0\n\
+         tcp dport 8000 drop\n}\n}\n",
     );
     let ask = Ask::Http("/".into());
     let stream = Stream::start(&lab.client, vip, ask, 50);
