@@ -193,12 +193,7 @@ impl Xdp {
     pub fn start(world: &World, settings: Settings) -> Result<Self> {
         enter_namespace()?;
         let path = std::env::var_os(OBJECT_VARIABLE).map_or_else(
-            || {
-                PathBuf::from(concat!(
-                    env!("CARGO_MANIFEST_DIR"),
-                    "/../target/bpf/balancer.o"
-                ))
-            },
+            || crate::object::target().join("bpf/balancer.o"),
             PathBuf::from,
         );
         let object = std::fs::read(&path).with_context(|| {
