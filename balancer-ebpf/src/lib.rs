@@ -16,6 +16,7 @@ pub mod atomic;
 pub mod flows;
 pub mod frame;
 pub mod parse;
+pub mod plan;
 
 #[cfg(target_arch = "bpf")]
 pub mod count;

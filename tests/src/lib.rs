@@ -11,6 +11,7 @@
 
 pub mod agent;
 pub mod case;
+pub mod bench;
 pub mod counters;
 pub mod decode;
 pub mod demo;

@@ -1,0 +1,11 @@
+//! Benchmarks: figures with the floor or rival of the same run beside them.
+//!
+//! Nothing here decides over a build: times depend on the machine. A figure whose
+//! packets did not go the way that it names is an error instead.
+
+pub mod clock;
+pub mod figure;
+pub mod frames;
+pub mod rig;
+pub mod world;
+pub mod xdp;

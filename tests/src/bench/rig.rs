@@ -1,0 +1,289 @@
+//! The two objects, loaded side by side: the balancer with a small world written
+//! into its tables by hand, and the wrappers and floors that measure it.
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Map, MapData, PerCpuArray, ProgramArray};
+use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use balancer_agent::dataplane::Tables;
+use balancer_agent::dataplane::mapped::Mapped;
+use balancer_ebpf::plan::{self, Plan};
+use common::counters::{Reason, Traffic};
+use common::flow::buckets_for;
+use common::limits;
+use common::tables::{Header, Settings, names};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::clock;
+use crate::object;
+
+/// Flows that the balancer's tables are made for.
+pub const FLOWS: u32 = 1_048_576;
+/// Half-open flows that they are made for: the agent's default.
+pub const HALF_OPEN: u32 = 262_144;
+
+/// The balancer's program, its maps mapped into memory.
+pub struct Balancer {
+    ebpf: Ebpf,
+    /// The tables.
+    pub tables: Tables,
+}
+
+impl Balancer {
+    /// Loads and verifies it; the tables are empty.
+    ///
+    /// # Errors
+    /// Says what is missing or what the kernel refused.
+    pub fn load() -> Result<Self> {
+        let settings = Settings {
+            seed: 0x0bad_5eed_0dd5_ba11,
+            flow4_mask: buckets_for(FLOWS) - 1,
+            flow6_mask: buckets_for(FLOWS) - 1,
+            half_open_mask: buckets_for(HALF_OPEN) - 1,
+            reserved: 0,
+        };
+        let mut ebpf = EbpfLoader::new()
+            .override_global(names::SETTINGS, settings.as_bytes(), true)
+            .map_max_entries(names::FLOWS4, settings.flow4_mask + 1)
+            .map_max_entries(names::FLOWS6, settings.flow6_mask + 1)
+            .map_max_entries(names::HALF_OPEN, settings.half_open_mask + 1)
+            .load(&read(&object::balancer())?)
+            .context("cannot load the balancer's object")?;
+        load(&mut ebpf, names::PROGRAM)?;
+        let tables = map_tables(&ebpf, settings)?;
+        Ok(Self { ebpf, tables })
+    }
+
+    /// The program.
+    ///
+    /// # Errors
+    /// When it is not loaded.
+    pub fn fd(&self) -> Result<ProgramFd> {
+        fd(&self.ebpf, names::PROGRAM)
+    }
+
+    /// All reasons counted so far, by their numbers.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn reasons(&self) -> Result<Vec<u64>> {
+        let map: PerCpuArray<_, u64> =
+            PerCpuArray::try_from(self.ebpf.map(names::REASONS).context("no REASONS")?)?;
+        Reason::ALL
+            .iter()
+            .map(|reason| Ok(map.get(&(*reason as u32), 0)?.iter().sum()))
+            .collect()
+    }
+
+    /// Traffic of a frontend so far.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn frontend_traffic(&self, slot: u32) -> Result<Traffic> {
+        const WORDS: usize = size_of::<Traffic>() / 8;
+        let map: PerCpuArray<_, [u64; WORDS]> = PerCpuArray::try_from(
+            self.ebpf
+                .map(names::FRONTEND_TRAFFIC)
+                .context("no FRONTEND_TRAFFIC")?,
+        )?;
+        let mut sum = Traffic::default();
+        for words in map.get(&slot, 0)?.iter() {
+            let one = Traffic::read_from_bytes(words.as_bytes())
+                .map_err(|_| anyhow::anyhow!("traffic has another size"))?;
+            sum.add(&one);
+        }
+        Ok(sum)
+    }
+}
+
+/// Room in the maps of the floors.
+#[derive(Clone, Copy, Debug)]
+pub struct LruSizes {
+    /// Entries of the map that is only looked up in.
+    pub hit: u32,
+    /// Entries of the map that is inserted into.
+    pub insert: u32,
+}
+
+/// The wrappers and floors.
+pub struct Wrappers {
+    ebpf: Ebpf,
+    target: ProgramArray<MapData>,
+    plan: Mapped<Plan>,
+    misses: Mapped<u64>,
+}
+
+/// One run of a program over many packets.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// What the program returned for the last packet.
+    pub action: u32,
+    /// CPU time per packet, in nanoseconds.
+    pub per_packet: f64,
+}
+
+const PROGRAMS: [&str; 12] = [
+    "pass",
+    "mac_swap",
+    "lru_hit4",
+    "lru_hit6",
+    "lru_fill4",
+    "lru_fill6",
+    "lru_insert4",
+    "lru_insert6",
+    "forward4",
+    "forward6",
+    "reply4",
+    "reply6",
+];
+
+impl Wrappers {
+    /// Loads them with floors for one IP version.
+    ///
+    /// # Errors
+    /// Says what is missing or what the kernel refused.
+    pub fn load(v4: bool, sizes: LruSizes) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        let family = if v4 { 0 } else { 1 };
+        loader.map_max_entries(plan::LRU[family], sizes.hit);
+        loader.map_max_entries(plan::LRU_NEW[family], sizes.insert);
+        let mut ebpf = loader
+            .load(&read(&object::bench())?)
+            .context("cannot load the benchmarks' object")?;
+        for name in PROGRAMS {
+            load(&mut ebpf, name)?;
+        }
+        let target = ebpf.take_map(plan::TARGET).context("no TARGET")?;
+        Ok(Self {
+            target: ProgramArray::try_from(target)?,
+            plan: mapped(&ebpf, plan::PLAN, 1)?,
+            misses: mapped(&ebpf, plan::MISSES, 1)?,
+            ebpf,
+        })
+    }
+
+    /// A program of this object.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn fd(&self, name: &str) -> Result<ProgramFd> {
+        fd(&self.ebpf, name)
+    }
+
+    /// Says which packets the wrappers make from now on.
+    pub fn set_plan(&self, plan: Plan) {
+        self.plan.write(0, plan);
+    }
+
+    /// The plan, as far as it has got.
+    pub fn plan(&self) -> Plan {
+        self.plan.read(0)
+    }
+
+    /// Runs `wrapper` around `target` for `packets` packets. A floor that did not
+    /// find its flow is an error.
+    ///
+    /// # Errors
+    /// As said, and what the kernel says.
+    pub fn run(
+        &mut self,
+        wrapper: &str,
+        target: &ProgramFd,
+        frame: &[u8],
+        packets: u32,
+    ) -> Result<Run> {
+        self.target.set(0, target, 0)?;
+        self.run_bare(wrapper, frame, packets)
+    }
+
+    /// Runs a program of this object on its own.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn run_bare(&mut self, program: &str, frame: &[u8], packets: u32) -> Result<Run> {
+        let misses = self.misses.read(0);
+        let xdp: &Xdp = self
+            .ebpf
+            .program(program)
+            .with_context(|| format!("no program {program}"))?
+            .try_into()?;
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            repeat: packets,
+            ..TestRunOptions::default()
+        };
+        let before = clock::thread_time()?;
+        let result = xdp
+            .test_run(options)
+            .with_context(|| format!("test run of {program}"))?;
+        let time = clock::thread_time()? - before;
+        let missed = self.misses.read(0) - misses;
+        ensure!(missed == 0, "{program} missed {missed} of {packets} flows");
+        Ok(Run {
+            action: result.return_value,
+            per_packet: time as f64 / f64::from(packets),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let program: &mut Xdp = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()?;
+    program
+        .load()
+        .with_context(|| format!("the kernel refused {name}"))
+}
+
+fn fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
+    let program: &Xdp = ebpf
+        .program(name)
+        .with_context(|| format!("no program {name}"))?
+        .try_into()?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+fn map_tables(ebpf: &Ebpf, settings: Settings) -> Result<Tables> {
+    let ports = limits::SNAT_ADDRESSES * limits::SNAT_PORTS;
+    let tables = Tables {
+        header: mapped(ebpf, names::HEADER, 1)?,
+        frontends: mapped(ebpf, names::FRONTENDS, limits::FRONTENDS)?,
+        frontend_index: mapped(ebpf, names::FRONTEND_INDEX, limits::FRONTEND_INDEX_BUCKETS)?,
+        cursors: mapped(ebpf, names::CURSORS, limits::FRONTENDS)?,
+        rings: mapped(ebpf, names::RINGS, limits::RING_CHUNKS)?,
+        backends: mapped(ebpf, names::BACKENDS, limits::BACKENDS)?,
+        endpoints: mapped(ebpf, names::ENDPOINTS, limits::ENDPOINTS)?,
+        endpoint_index: mapped(ebpf, names::ENDPOINT_INDEX, limits::ENDPOINT_INDEX_BUCKETS)?,
+        devices: mapped(ebpf, names::DEVICES, limits::DEVICES)?,
+        snat_addresses: mapped(ebpf, names::SNAT_ADDRESSES, limits::SNAT_ADDRESSES)?,
+        snat_ports: mapped(ebpf, names::SNAT_PORTS, ports)?,
+        flows4: mapped(ebpf, names::FLOWS4, settings.flow4_mask + 1)?,
+        flows6: mapped(ebpf, names::FLOWS6, settings.flow6_mask + 1)?,
+        half_open: mapped(ebpf, names::HALF_OPEN, settings.half_open_mask + 1)?,
+    };
+    let header = Header {
+        abi_version: common::ABI_VERSION,
+        settings,
+        ..Header::default()
+    };
+    tables.header.write(0, header);
+    Ok(tables)
+}
+
+fn mapped<T>(ebpf: &Ebpf, name: &str, len: u32) -> Result<Mapped<T>>
+where
+    T: FromBytes + IntoBytes + Immutable + Copy,
+{
+    let Some(Map::Array(map)) = ebpf.map(name) else {
+        bail!("there is no array {name}");
+    };
+    Mapped::kernel(map.fd().as_fd(), len).with_context(|| format!("cannot map {name}"))
+}

@@ -1,0 +1,318 @@
+//! Nanoseconds per packet: the balancer and its floors, in turn, through the same
+//! wrapper.
+
+use anyhow::{Result, ensure};
+use aya::programs::ProgramFd;
+use common::counters::Reason;
+
+use super::clock::{self, Samples};
+use super::figure::{Figure, Report, Target};
+use super::frames::{self, Kind};
+use super::rig::{Balancer, FLOWS, HALF_OPEN, LruSizes, Wrappers};
+use super::world::{self, Egress, INGRESS, Side};
+
+/// Numbers of flows that established packets are measured at.
+const FLOW_COUNTS: [u64; 3] = [1, 65_536, FLOWS as u64];
+/// Flows that SYNs go through before one comes again.
+const NEW_FLOWS: u64 = 1 << 31;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+
+/// How long to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    rounds: usize,
+    packets: u32,
+}
+
+impl Effort {
+    /// Few runs, to see that it works, or enough for figures.
+    pub fn new(quick: bool) -> Self {
+        if quick {
+            Self {
+                rounds: 3,
+                packets: 131_072,
+            }
+        } else {
+            Self {
+                rounds: 15,
+                packets: 524_288,
+            }
+        }
+    }
+
+    /// Packets of one run: all flows at least once.
+    fn packets(self, flows: u64) -> u32 {
+        self.packets.max(flows as u32)
+    }
+}
+
+/// Measures and reports everything.
+///
+/// # Errors
+/// When a program can't be loaded, or packets did not go the way that a figure
+/// is about.
+pub fn run(report: &mut Report, effort: Effort) -> Result<()> {
+    let cpu = clock::pin()?;
+    println!(
+        "nanoseconds of CPU time per packet, on CPU {cpu}, best and median of {} runs",
+        effort.rounds
+    );
+    let balancer = Balancer::load()?;
+    let egress = Egress {
+        servers: INGRESS,
+        clients: INGRESS,
+    };
+    world::install(&balancer.tables, egress);
+    for v4 in [true, false] {
+        let mut bench = Bench {
+            side: Side::of(v4),
+            balancer: &balancer,
+            effort,
+            placed: 0,
+        };
+        for kind in [Kind::Forward, Kind::Reply] {
+            bench.established(report, kind)?;
+        }
+        bench.new_flows(report)?;
+        bench.not_balanced(report)?;
+    }
+    Ok(())
+}
+
+struct Bench<'a> {
+    side: Side,
+    balancer: &'a Balancer,
+    effort: Effort,
+    /// Flows in the established table.
+    placed: u64,
+}
+
+/// One program that takes part, and its runs.
+struct Runner {
+    name: &'static str,
+    target: ProgramFd,
+    samples: Samples,
+}
+
+impl Runner {
+    fn new(name: &'static str, target: ProgramFd) -> Self {
+        Self {
+            name,
+            target,
+            samples: Samples::default(),
+        }
+    }
+
+    fn figure(&self, what: &str) -> Result<Figure> {
+        let name = format!("{what}: {}", self.name);
+        Ok(Figure::new(
+            name,
+            self.samples.min()?,
+            self.samples.median()?,
+            "ns",
+        ))
+    }
+}
+
+const OURS: &str = "balancer";
+
+impl Bench<'_> {
+    fn family(&self) -> &'static str {
+        if self.side.v4 { "IPv4" } else { "IPv6" }
+    }
+
+    /// The name of this IP version's variant of a floor.
+    fn floor(&self, name: &str) -> String {
+        format!("{name}{}", if self.side.v4 { 4 } else { 6 })
+    }
+
+    fn established(&mut self, report: &mut Report, kind: Kind) -> Result<()> {
+        let direction = if kind == Kind::Forward {
+            "client to backend"
+        } else {
+            "backend to client"
+        };
+        let mut figures = Vec::new();
+        let sizes = LruSizes {
+            hit: FLOWS * 2,
+            insert: 1,
+        };
+        let mut wrappers = Wrappers::load(self.side.v4, sizes)?;
+        let (_, frame) = frames::plan(&self.side, kind, 1);
+        figures.push(self.bare(&mut wrappers, &frame, "pass")?);
+        figures.push(self.bare(&mut wrappers, &frame, "mac_swap")?);
+        for flows in FLOW_COUNTS {
+            let (plan, frame) = frames::plan(&self.side, kind, flows);
+            let tables = &self.balancer.tables;
+            world::place_flows(tables, &self.side, &plan, self.placed..flows);
+            self.placed = self.placed.max(flows);
+            wrappers.set_plan(plan);
+            let fill = wrappers.fd(&self.floor("lru_fill"))?;
+            wrappers.run(kind.wrapper(self.side.v4), &fill, &frame, flows as u32)?;
+
+            let mut runners = [
+                Runner::new("pass, wrapped", wrappers.fd("pass")?),
+                Runner::new("MAC swap, wrapped", wrappers.fd("mac_swap")?),
+                Runner::new("LRU hit", wrappers.fd(&self.floor("lru_hit"))?),
+                Runner::new(OURS, self.balancer.fd()?),
+            ];
+            self.measure(&mut wrappers, &mut runners, kind, flows, &frame)?;
+            let what = format!("{flows} flows");
+            let [pass, swap, hit, ours] = &runners;
+            let floor = hit.figure(&what)?;
+            let mut ours = ours.figure(&what)?.against(&floor);
+            match flows {
+                1 => ours = ours.target(Target::AtMost(1.5)),
+                1_048_576 => ours = ours.target(Target::AtMost(0.8)),
+                _ => {}
+            }
+            figures.extend([pass.figure(&what)?, swap.figure(&what)?, floor, ours]);
+        }
+        let title = format!("Established, {}, {direction}", self.family());
+        report.section(&title, figures);
+        Ok(())
+    }
+
+    fn new_flows(&mut self, report: &mut Report) -> Result<()> {
+        let sizes = LruSizes {
+            hit: 1,
+            insert: HALF_OPEN * 2,
+        };
+        let mut wrappers = Wrappers::load(self.side.v4, sizes)?;
+        let (plan, frame) = frames::plan(&self.side, Kind::Syn, NEW_FLOWS);
+        wrappers.set_plan(plan);
+        let mut runners = [
+            Runner::new("LRU insert", wrappers.fd(&self.floor("lru_insert"))?),
+            Runner::new(OURS, self.balancer.fd()?),
+        ];
+        // Until both tables are full, so that each new flow takes an old one's place.
+        for runner in &runners {
+            let wrapper = Kind::Syn.wrapper(self.side.v4);
+            wrappers.run(wrapper, &runner.target, &frame, HALF_OPEN * 4)?;
+        }
+        self.measure(&mut wrappers, &mut runners, Kind::Syn, NEW_FLOWS, &frame)?;
+        let [insert, ours] = &runners;
+        let floor = insert.figure("new connection")?;
+        let ours = ours
+            .figure("new connection")?
+            .against(&floor)
+            .target(Target::AtMost(0.5));
+        let title = format!("New connections (SYN), {}, tables full", self.family());
+        report.section(&title, vec![floor, ours]);
+        Ok(())
+    }
+
+    fn not_balanced(&mut self, report: &mut Report) -> Result<()> {
+        let sizes = LruSizes { hit: 1, insert: 1 };
+        let mut wrappers = Wrappers::load(self.side.v4, sizes)?;
+        let flows = FLOW_COUNTS[1];
+        let (plan, frame) = frames::plan(&self.side, Kind::Stranger, flows);
+        wrappers.set_plan(plan);
+        let mut runners = [
+            Runner::new("pass, wrapped", wrappers.fd("pass")?),
+            Runner::new(OURS, self.balancer.fd()?),
+        ];
+        self.measure(&mut wrappers, &mut runners, Kind::Stranger, flows, &frame)?;
+        let [pass, ours] = &runners;
+        let floor = pass.figure("not balanced")?;
+        let ours = ours
+            .figure("not balanced")?
+            .against(&floor)
+            .target(Target::Within(60.0));
+        let title = format!("Not balanced, {}", self.family());
+        report.section(&title, vec![floor, ours]);
+        Ok(())
+    }
+
+    /// A floor without the wrapper.
+    fn bare(&self, wrappers: &mut Wrappers, frame: &[u8], name: &'static str) -> Result<Figure> {
+        let mut samples = Samples::default();
+        for _ in 0..self.effort.rounds {
+            let run = wrappers.run_bare(name, frame, self.effort.packets)?;
+            samples.add(run.per_packet);
+        }
+        let name = format!("{}, bare", name.replace("mac_swap", "MAC swap"));
+        Ok(Figure::new(name, samples.min()?, samples.median()?, "ns"))
+    }
+
+    /// Runs all in turn, several times; the first time only warms up.
+    fn measure(
+        &self,
+        wrappers: &mut Wrappers,
+        runners: &mut [Runner],
+        kind: Kind,
+        flows: u64,
+        frame: &[u8],
+    ) -> Result<()> {
+        let packets = match kind {
+            Kind::Syn => self.effort.packets,
+            _ => self.effort.packets(flows),
+        };
+        let wrapper = kind.wrapper(self.side.v4);
+        for round in 0..=self.effort.rounds {
+            for runner in &mut *runners {
+                let before = Seen::now(self.balancer, &self.side)?;
+                let run = wrappers.run(wrapper, &runner.target, frame, packets)?;
+                let after = Seen::now(self.balancer, &self.side)?;
+                if runner.name == OURS {
+                    check(kind, u64::from(packets), &before, &after, run.action)?;
+                }
+                if round > 0 {
+                    runner.samples.add(run.per_packet);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the balancer has counted.
+struct Seen {
+    reasons: Vec<u64>,
+    packets_in: u64,
+    packets_out: u64,
+}
+
+impl Seen {
+    fn now(balancer: &Balancer, side: &Side) -> Result<Self> {
+        let traffic = balancer.frontend_traffic(u32::from(side.frontend))?;
+        Ok(Self {
+            reasons: balancer.reasons()?,
+            packets_in: traffic.packets_in,
+            packets_out: traffic.packets_out,
+        })
+    }
+}
+
+/// Every packet must have gone the way that is being measured, and no other.
+fn check(kind: Kind, packets: u64, before: &Seen, after: &Seen, action: u32) -> Result<()> {
+    let packets_in = after.packets_in - before.packets_in;
+    let packets_out = after.packets_out - before.packets_out;
+    let (expect_in, expect_out, reason, expect_action) = match kind {
+        Kind::Forward => (packets, 0, None, XDP_TX),
+        Kind::Reply => (0, packets, None, XDP_TX),
+        Kind::Syn => (packets, 0, Some(Reason::FlowNew), XDP_TX),
+        Kind::Stranger => (0, 0, Some(Reason::NotBalanced), XDP_PASS),
+    };
+    let mut strange = Vec::new();
+    for known in Reason::ALL {
+        let at = *known as usize;
+        let counted = after.reasons[at] - before.reasons[at];
+        // A full table evicts; the last few SYNs may still have found room.
+        let evicted = kind == Kind::Syn && *known == Reason::HalfOpenEvicted && counted <= packets;
+        let expected = if Some(*known) == reason { packets } else { 0 };
+        if counted != expected && !evicted {
+            strange.push(format!("{} {counted}", known.name()));
+        }
+    }
+    ensure!(
+        strange.is_empty()
+            && action == expect_action
+            && (packets_in, packets_out) == (expect_in, expect_out),
+        "{kind:?}: of {packets} packets {packets_in} went in and {packets_out} out, the last with \
+         action {action}; counted besides: [{}]",
+        strange.join(", ")
+    );
+    Ok(())
+}
