@@ -10,8 +10,8 @@
 //! [`decode`] explains failures.
 
 pub mod agent;
-pub mod case;
 pub mod bench;
+pub mod case;
 pub mod counters;
 pub mod decode;
 pub mod demo;

@@ -71,6 +71,27 @@ fn handshake_step_by_step() -> Result<()> {
     Ok(())
 }
 
+/// When the first ACK was lost, a later one acknowledges data too.
+#[test]
+fn later_ack_can_confirm_a_connection() -> Result<()> {
+    let mut rig = Rig::start()?;
+    for slot in TCPS {
+        for (n, beyond) in [1, 1_448, (1 << 20) - 1].into_iter().enumerate() {
+            let talk = rig.begin((client(is_v4(slot), 2), 5_010 + n as u16), slot);
+            let syn_ack = rig.answer(&talk).flags(SYN | ACK);
+            let syn_ack = syn_ack.seq(SERVER_SEQ - 5, CLIENT_SEQ + 1);
+            answers(&mut rig, "SYN+ACK", &talk, &syn_ack, &[]);
+            let ack = (SERVER_SEQ - 4).wrapping_add(beyond);
+            let both = rig.ask(&talk).flags(SYN | ACK).seq(CLIENT_SEQ, ack);
+            asks(&mut rig, "SYN+ACK confirms nothing", &talk, &both, &[]);
+            let ack = rig.ask(&talk).seq(CLIENT_SEQ + 1, ack);
+            asks(&mut rig, "ACK", &talk, &ack, &[Reason::FlowEstablished]);
+        }
+    }
+    rig.finish();
+    Ok(())
+}
+
 #[test]
 fn first_data_can_confirm_a_connection() -> Result<()> {
     let mut rig = Rig::start()?;
