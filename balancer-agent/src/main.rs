@@ -149,9 +149,10 @@ fn main() -> ExitCode {
             // A reader that has gone has no use for messages either.
             let mut err = std::io::stderr().lock();
             if let Some(error) = error.downcast_ref::<ConfigError>() {
-                let _ = err.write_all(error.report(err.is_terminal()).as_bytes());
+                let report = error.report(err.is_terminal());
+                let _ = writeln!(err, "{}", report.trim_end());
             } else {
-                let _ = writeln!(err, "balancer: {error:#}");
+                let _ = writeln!(err, "balancer: {}", with_causes(&error));
             }
             match error.downcast_ref::<AskError>() {
                 Some(AskError::NoAgent { .. }) => ExitCode::from(3),
@@ -230,7 +231,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             let Answer::Reloaded { warnings } = ask(&agent.socket, Request::Reload)? else {
                 return Err(unexpected());
             };
-            eprint!("{warnings}");
+            if !warnings.is_empty() {
+                eprintln!("{}", warnings.trim_end());
+            }
             say("reloaded\n")
         }
         Command::Unload { pin_dir, config } => {
@@ -244,10 +247,22 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
+/// An error and its causes; those that it already quotes are left out.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 fn check(file: &Path) -> anyhow::Result<()> {
     let (_, warnings) = config::load_with_warnings(file)?;
     if !warnings.is_empty() {
-        eprint!("{}", warnings.report(std::io::stderr().is_terminal()));
+        let report = warnings.report(std::io::stderr().is_terminal());
+        eprintln!("{}", report.trim_end());
     }
     say("configuration is valid\n")
 }
