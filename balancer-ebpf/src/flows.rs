@@ -405,13 +405,18 @@ pub fn second_is_better<E>(first: &Place<E>, second: &Place<E>) -> bool {
     }
 }
 
-/// Writes a flow into the place that was found. False when other CPUs were
-/// quicker, or are writing every entry of the bucket.
+/// Writes a flow into the place that was found, and says whose it was: state and
+/// translated source port. `None` when other CPUs were quicker, or are writing
+/// every entry of the bucket.
 ///
 /// # Safety
 /// `place` must be of a bucket that still is one.
 #[inline(always)]
-pub unsafe fn take<E: Entry>(place: &Place<E>, fields: &Fields, state: Meta) -> bool {
+pub unsafe fn take<E: Entry>(
+    place: &Place<E>,
+    fields: &Fields,
+    state: Meta,
+) -> Option<(Meta, Be16)> {
     let at = place.rank as usize & (FLOW_BUCKET_ENTRIES - 1);
     let entry = place.bucket.wrapping_add(at);
     let claimed = Meta::new(0, 0, flags::CLAIMED, 0);
@@ -421,11 +426,16 @@ pub unsafe fn take<E: Entry>(place: &Place<E>, fields: &Fields, state: Meta) -> 
         // It may have found another owner since it was looked at.
         let now = score(old, 0, place.now, place.rest);
         if now == 0 || (now < REUSABLE) != place.evicts() || !exchange(entry, old, claimed) {
-            return false;
+            return None;
         }
+        let port = E::snat_port(entry);
         E::fill(entry, fields);
         // An exchange, not a store: it orders the fields before the state.
-        exchange(entry, claimed, state)
+        if exchange(entry, claimed, state) {
+            Some((old, port))
+        } else {
+            None
+        }
     }
 }
 
@@ -462,7 +472,8 @@ mod tests {
         unsafe {
             let place = place(b.0.as_mut_ptr(), home, now, REST_ESTABLISHED, &raw mut cell);
             let meta = Meta::new(n, 1, flags::VALID | set, now);
-            (take(&place, &fields(n, n), meta), place.evicts())
+            let taken = take(&place, &fields(n, n), meta).is_some();
+            (taken, place.evicts())
         }
     }
 

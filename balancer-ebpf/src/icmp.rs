@@ -136,6 +136,10 @@ fn inner<F: Family>(frame: &Frame, p: &Packet) -> Option<Inner> {
             }
             let src = Addr([load(ip + 8), load(ip + 16)]);
             let dst = Addr([load(ip + 24), load(ip + 32)]);
+            // Half-open flows of both families share a table.
+            if src.is_v4() || dst.is_v4() {
+                return None;
+            }
             (src, dst, load(ip + 6), l3 + 40)
         }
     };
@@ -235,7 +239,11 @@ fn translate<F: Family>(ctx: &XdpContext, p: &Packet) -> Verdict {
                 frontend: 0,
             },
         };
-        if look_up::<F>(&key, slot as u16, owner.is_some(), &mut flow) {
+        // The client may have begun a new flow since the port was its own.
+        if look_up::<F>(&key, slot as u16, owner.is_some(), &mut flow)
+            && (owner.is_none()
+                || (flow.meta.flags() & flags::SNAT != 0 && flow.snat_port == inner.sport))
+        {
             return to_client::<F>(ctx, p, &inner, &flow, &key);
         }
     }

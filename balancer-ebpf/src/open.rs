@@ -90,7 +90,7 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
 /// Whether a packet begins a flow where there is none.
 #[inline(always)]
 fn is_opener(p: &Packet) -> bool {
-    p.proto == proto::UDP || is_syn(p)
+    (p.proto == proto::UDP && !matches!(p.fragment, Fragment::Later)) || is_syn(p)
 }
 
 #[inline(always)]
@@ -198,7 +198,7 @@ fn along_established<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now:
     let usable = word & state::USABLE != 0;
     let fins = flags::CLIENT_FIN | flags::SERVER_FIN | flags::RESET;
     let over = found.meta.flags() & fins != 0;
-    if (is_syn(p) && (over || !usable)) || (p.proto == proto::UDP && !usable) {
+    if is_opener(p) && (!usable || (is_syn(p) && over)) {
         free(found);
         return Next::Open;
     }
@@ -360,7 +360,9 @@ pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict 
     let hash = hash::client(&key.addr, key.port, SETTINGS.load().seed);
 
     let flow = found(find_established::<F>(hash, &key, by));
-    if let Some(found) = flow {
+    if let Some(found) = flow
+        && (!exact || holds(&found, p))
+    {
         return match answer_established(p, &found, now) {
             // SAFETY: the flow was found in the map.
             Some(meta) => unsafe {
@@ -385,6 +387,9 @@ pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict 
     let Some(found) = flow else {
         return pass(Reason::ReplyUnknown);
     };
+    if exact && !holds(&found, p) {
+        return pass(Reason::ReplyUnknown);
+    }
     match answer_half_open::<F>(&frame, p, &found, now, hash, &key) {
         // SAFETY: the flow was found in the map.
         Some(meta) => unsafe {
@@ -404,6 +409,16 @@ pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict 
         },
         None => refused_reply(&found),
     }
+}
+
+/// Whether the flow's source is translated to where the reply goes: the client
+/// may have begun a new flow since the port was its own.
+#[inline(always)]
+fn holds<E: Entry>(found: &Found<E>, p: &Packet) -> bool {
+    // SAFETY: the flow was found in the map.
+    found.meta.flags() & flags::SNAT != 0
+        && unsafe { E::snat_port(found.entry) } == p.dport
+        && snat::address(found.meta.snat_slot()) == Some(p.dst)
 }
 
 /// A reply along a flow whose backend is gone, or stopped.

@@ -373,7 +373,9 @@ impl Packet {
             if length < 8 || (whole && l4 + length > end) {
                 return Err(Reason::BadTransportLength);
             }
-        } else if self.proto == proto::ICMP || self.proto == proto::ICMPV6 {
+        } else if (self.proto == proto::ICMP && self.is_v4())
+            || (self.proto == proto::ICMPV6 && !self.is_v4())
+        {
             let Some(i) = frame.at(l4, 8) else {
                 return Err(Reason::TruncatedTransport);
             };

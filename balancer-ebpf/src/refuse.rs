@@ -132,7 +132,8 @@ fn reset<F: Family>(ctx: &XdpContext, p: &Packet) -> bool {
     let (seq, ack, set) = if p.tcp_flags & tcp::ACK != 0 {
         (ack, 0, tcp::RST)
     } else {
-        let mut len = p.end.wrapping_sub(p.l4).wrapping_sub(offset);
+        // A first fragment can end within its options.
+        let mut len = (p.end - p.l4).saturating_sub(offset);
         if p.tcp_flags & tcp::SYN != 0 {
             len = len.wrapping_add(1);
         }

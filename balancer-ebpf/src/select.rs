@@ -210,8 +210,11 @@ pub fn put<E: Entry>(
                 place = other;
             }
         }
-        if !flows::take(&place, fields, meta) {
+        let Some((old, port)) = flows::take(&place, fields, meta) else {
             return false;
+        };
+        if old.flags() & flags::SNAT != 0 && !old.is_closed() {
+            snat::close(old, port);
         }
         if place.evicts() {
             // A table that holds half-open flows gives entries up after a rest.

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::Xdp as XdpProgram;
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions};
@@ -64,6 +65,7 @@ pub struct Xdp {
     /// The tables in memory.
     pub tables: Tables,
     buffer: Vec<u8>,
+    cpus: usize,
 }
 
 /// A loaded program: one test's own, or the one that the tests of a process take
@@ -193,12 +195,7 @@ impl Xdp {
     pub fn start(world: &World, settings: Settings) -> Result<Self> {
         enter_namespace()?;
         let path = std::env::var_os(OBJECT_VARIABLE).map_or_else(
-            || {
-                PathBuf::from(concat!(
-                    env!("CARGO_MANIFEST_DIR"),
-                    "/../target/bpf/balancer.o"
-                ))
-            },
+            || crate::object::target().join("bpf/balancer.o"),
             PathBuf::from,
         );
         let object = std::fs::read(&path).with_context(|| {
@@ -229,6 +226,7 @@ impl Xdp {
             ebpf,
             tables,
             buffer: vec![0; 4096],
+            cpus: aya::util::nr_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))?,
         };
         world.install(&xdp.tables);
         Ok(xdp)
@@ -320,11 +318,13 @@ impl Xdp {
     /// # Errors
     /// What the kernel says.
     pub fn reasons(&self) -> Result<Reasons> {
-        let map = self.ebpf.map(names::REASONS).context("no map REASONS")?;
-        let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
+        let Some(Map::PerCpuArray(map)) = self.ebpf.map(names::REASONS) else {
+            bail!("no per-CPU array REASONS");
+        };
+        let values = read_per_cpu(map.fd().as_fd(), Reason::ALL.len(), self.cpus)?;
         let mut reasons = Reasons::new();
-        for reason in Reason::ALL {
-            let n: u64 = map.get(&(*reason as u32), 0)?.iter().sum();
+        for (reason, values) in Reason::ALL.iter().zip(values.chunks(self.cpus)) {
+            let n: u64 = values.iter().sum();
             if n != 0 {
                 reasons.insert(*reason, n);
             }
@@ -390,6 +390,58 @@ pub fn delta(before: &Reasons, after: &Reasons) -> Reasons {
         .collect()
 }
 
+/// All numbers of a per-CPU array, entry by entry, in one system call: a random
+/// run reads them after every packet.
+fn read_per_cpu(map: BorrowedFd<'_>, entries: usize, cpus: usize) -> Result<Vec<u64>> {
+    /// `BPF_MAP_LOOKUP_BATCH` and the part of `union bpf_attr` that it reads.
+    const LOOKUP_BATCH: libc::c_long = 24;
+    #[repr(C)]
+    struct Batch {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let mut keys = vec![0u32; entries];
+    let mut values = vec![0u64; entries * cpus];
+    let mut position = 0u32;
+    let mut batch = Batch {
+        in_batch: 0,
+        out_batch: (&raw mut position) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: entries as u32,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: keys and values have room for `count` entries of every CPU.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            LOOKUP_BATCH,
+            &raw mut batch,
+            size_of::<Batch>(),
+        )
+    };
+    let error = std::io::Error::last_os_error();
+    // ENOENT says that the end was reached.
+    ensure!(
+        result == 0 || error.raw_os_error() == Some(libc::ENOENT),
+        "cannot read a per-CPU array: {error}"
+    );
+    ensure!(
+        keys.iter().copied().eq(0..batch.count) && batch.count as usize == entries,
+        "read {} of {entries} entries",
+        batch.count
+    );
+    Ok(values)
+}
+
 const FRAGMENT_KEY: usize = size_of::<common::tables::FragmentKey>();
 
 fn clear<T: FromBytes + IntoBytes + Immutable + Copy>(table: &Mapped<T>) {
@@ -448,8 +500,7 @@ fn mapped<T: FromBytes + IntoBytes + Immutable + Copy>(
     let Map::Array(data) = map else {
         bail!("{name} is not an array: {map:?}");
     };
-    Mapped::kernel(std::os::fd::AsFd::as_fd(data.fd()), len)
-        .with_context(|| format!("cannot map {name} into memory"))
+    Mapped::kernel(data.fd().as_fd(), len).with_context(|| format!("cannot map {name} into memory"))
 }
 
 /// Moves the calling thread into a fresh network namespace with the devices of

@@ -157,7 +157,11 @@ impl Step<'_> {
         let snat = if spec.snat.is_empty() {
             None
         } else {
-            self.snat_source(&spec.snat, p.v4)
+            let Some(source) = self.snat_source(&spec.snat, p.v4) else {
+                self.count(Reason::SnatExhausted);
+                return self.refuse(p, spec.unavailable);
+            };
+            Some(source)
         };
         let flow = Flow {
             backend,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use balancer_tests::case::{Rig, Talk, Want, client, icmp, redirect, tx};
+use balancer_tests::case::{Rig, Talk, Want, client, icmp, redirect, tcp, tx};
 use balancer_tests::packets::{Extension, Frame, Tag, ad, q};
 use balancer_tests::setup::{
     CLIENTS, CLIENTS_MAC, ROUTER_MAC, SERVERS, SERVERS_MAC, frontend, ip, server_mac,
@@ -262,6 +262,37 @@ fn errors_about_nothing_known_pass() -> Result<()> {
     let (redirect, _) = about_reply(&rig, &talk, 20, (5, 1, [10, 0, 0, 1]), ip("10.9.9.9"));
     let pass = [Reason::NotBalanced];
     rig.expect("a redirect", &redirect, CLIENTS, Want::Pass, &pass);
+    rig.finish();
+    Ok(())
+}
+
+/// An ICMPv6 error cannot be about an IPv4 flow, though half-open flows of both
+/// families share a table.
+#[test]
+fn mapped_addresses_inside_an_error() -> Result<()> {
+    let mut rig = Rig::start()?;
+    for half_open in [true, false] {
+        let who = (client(true, 6), 10_300 + u16::from(half_open));
+        let talk = if half_open {
+            rig.begin(who, frontend::TCP4)
+        } else {
+            rig.open(who, frontend::TCP4)
+        };
+        let mapped = |(addr, port): (IpAddr, u16)| match addr {
+            IpAddr::V4(v4) => (IpAddr::V6(v4.to_ipv6_mapped()), port),
+            v6 => (v6, port),
+        };
+        let service = mapped(rig.world().service(talk.frontend));
+        let server = mapped(rig.world().server(talk.backend));
+        let who = mapped(who);
+        let own = rig.world().service(frontend::TCP6).0;
+        for (from, to) in [(service, who), (who, server)] {
+            let inner = tcp(from, to, 0x10).ip.bytes();
+            let error = icmp(client(false, 6), own, 2, 0, [0, 0, 5, 0], &inner);
+            let unknown = [Reason::IcmpErrorUnknown];
+            rig.expect("mapped", &error, CLIENTS, Want::Pass, &unknown);
+        }
+    }
     rig.finish();
     Ok(())
 }

@@ -4,8 +4,8 @@ use anyhow::Result;
 use balancer_tests::case::{
     CLIENT_SEQ, Rig, SERVER_SEQ, Talk, Want, client, redirect, reset_for, tx,
 };
-use balancer_tests::packets::{Frame, tcp_flags};
-use balancer_tests::setup::{CLIENTS, SERVERS, frontend};
+use balancer_tests::packets::{Frame, q, tcp_flags};
+use balancer_tests::setup::{CLIENTS, CLIENTS_MAC, SERVERS, frontend};
 use common::counters::Reason;
 use tcp_flags::{ACK, FIN, PSH, RST, SYN};
 
@@ -66,6 +66,27 @@ fn handshake_step_by_step() -> Result<()> {
         let data = ask(&rig, ACK | PSH, expected).data(b"GET / HTTP/1.1\r\n\r\n");
         asks(&mut rig, "data", &talk, &data, &[]);
         asks(&mut rig, "SYN within the connection", &talk, &syn, &[]);
+    }
+    rig.finish();
+    Ok(())
+}
+
+/// When the first ACK was lost, a later one acknowledges data too.
+#[test]
+fn later_ack_can_confirm_a_connection() -> Result<()> {
+    let mut rig = Rig::start()?;
+    for slot in TCPS {
+        for (n, beyond) in [1, 1_448, (1 << 20) - 1].into_iter().enumerate() {
+            let talk = rig.begin((client(is_v4(slot), 2), 5_010 + n as u16), slot);
+            let syn_ack = rig.answer(&talk).flags(SYN | ACK);
+            let syn_ack = syn_ack.seq(SERVER_SEQ - 5, CLIENT_SEQ + 1);
+            answers(&mut rig, "SYN+ACK", &talk, &syn_ack, &[]);
+            let ack = (SERVER_SEQ - 4).wrapping_add(beyond);
+            let both = rig.ask(&talk).flags(SYN | ACK).seq(CLIENT_SEQ, ack);
+            asks(&mut rig, "SYN+ACK confirms nothing", &talk, &both, &[]);
+            let ack = rig.ask(&talk).seq(CLIENT_SEQ + 1, ack);
+            asks(&mut rig, "ACK", &talk, &ack, &[Reason::FlowEstablished]);
+        }
     }
     rig.finish();
     Ok(())
@@ -435,6 +456,67 @@ fn closing_frontend_keeps_its_flows() -> Result<()> {
         let first = rig.first((client(is_v4(slot), 14), 8_401), slot);
         let reasons = [Reason::NotBalanced];
         rig.expect("a new one", &first, CLIENTS, Want::Pass, &reasons);
+    }
+    rig.finish();
+    Ok(())
+}
+
+#[test]
+fn confirming_segment_may_come_by_a_new_way() -> Result<()> {
+    let mut rig = Rig::start()?;
+    for slot in TCPS {
+        let talk = rig.begin((client(is_v4(slot), 15), 8_500), slot);
+        let syn_ack = rig.answer(&talk).flags(SYN | ACK).seq(9, CLIENT_SEQ + 1);
+        answers(&mut rig, "SYN+ACK", &talk, &syn_ack, &[]);
+        let other = [2, 8, 8, 8, 8, 8];
+        let ack = rig.ask(&talk).seq(CLIENT_SEQ + 1, 10);
+        let ack = ack.macs(CLIENTS_MAC, other).tagged(&[q(7)]);
+        asks(&mut rig, "ACK", &talk, &ack, &[Reason::FlowEstablished]);
+        let answer = rig.answer(&talk);
+        let want = rig.answered(&talk, &answer).macs(other, CLIENTS_MAC);
+        let want = redirect(&want.tagged(&[q(7)]));
+        rig.expect("answer", &answer, SERVERS, want, &[]);
+    }
+    rig.finish();
+    Ok(())
+}
+
+/// A server that still speaks to the last connection's snat port must not reach
+/// the next connection of the same client and port.
+#[test]
+fn an_old_snat_port_is_not_the_new_flows() -> Result<()> {
+    let mut rig = Rig::start()?;
+    for slot in [frontend::SNAT_TCP4, frontend::SNAT_TCP6] {
+        for same_server in [false, true] {
+            let who = (client(is_v4(slot), 16), 8_600 + u16::from(same_server));
+            let old = rig.open(who, slot);
+            let fin = rig.ask(&old).flags(RST | ACK);
+            asks(&mut rig, "the end", &old, &fin, &[]);
+            let other = rig.world().frontends[usize::from(slot)].ring.clone();
+            let other = *other.iter().find(|b| **b != old.backend).expect("two");
+            rig.backend(other, |b| b.usable = !same_server);
+            let new = rig.open(who, slot);
+            rig.backend(other, |b| b.usable = true);
+            rig.check(
+                (new.backend == old.backend) == same_server,
+                "another server",
+            );
+            rig.check(new.snat != old.snat, "the same port at once");
+            let late = rig.answer(&old).flags(RST | ACK);
+            let unknown = [Reason::ReplyUnknown];
+            rig.expect("late reply", &late, SERVERS, Want::Pass, &unknown);
+            let seen = rig.asked(&old, &rig.ask(&old)).ip.head(20);
+            let server = rig.world().server(old.backend).0;
+            let to = old.snat.expect("snat").0;
+            let kind = if is_v4(slot) { 3 } else { 1 };
+            let error = balancer_tests::case::icmp(server, to, kind, 1, [0; 4], &seen);
+            let unknown = [Reason::IcmpErrorUnknown];
+            rig.expect("late error", &error, SERVERS, Want::Pass, &unknown);
+            let answer = rig.answer(&new);
+            answers(&mut rig, "the new flow's", &new, &answer, &[]);
+            let syn = rig.first(who, slot);
+            asks(&mut rig, "still open", &new, &syn, &[]);
+        }
     }
     rig.finish();
     Ok(())

@@ -1,7 +1,7 @@
 //! What the tables hold afterwards: traffic, times, room, fragments.
 
 use anyhow::Result;
-use balancer_tests::case::{Rig, Want, client, redirect};
+use balancer_tests::case::{Rig, Want, client, redirect, reset_for, tx};
 use balancer_tests::packets::{Frame, q, tcp_flags};
 use balancer_tests::setup::{CLIENTS, SERVERS, frontend, ip};
 use balancer_tests::xdp::{Action, delta, settings_for};
@@ -277,6 +277,77 @@ fn fragments_follow_their_first() -> Result<()> {
             }
         }
     }
+    rig.finish();
+    Ok(())
+}
+
+/// The server that a datagram's first fragment went to gets the rest, even when
+/// it was taken out in between.
+#[test]
+fn later_fragments_open_nothing() -> Result<()> {
+    let mut rig = Rig::start()?;
+    for slot in [frontend::UDP4, frontend::UDP6, frontend::SNAT_UDP4] {
+        for established in [false, true] {
+            let v4 = slot != frontend::UDP6;
+            let who = (client(v4, 6), 12_400 + u16::from(established));
+            let talk = if established {
+                rig.open(who, slot)
+            } else {
+                rig.begin(who, slot)
+            };
+            let ask = rig.ask(&talk).data(&[7; 200]);
+            let id = 500 + u32::from(established);
+            let pieces = parts(&ask, id, 208, 64);
+            let want = parts(&rig.asked(&talk, &ask), id, 208, 64);
+            rig.expect("first", &pieces[0], CLIENTS, redirect(&want[0]), &[]);
+            rig.backend(talk.backend, |b| b.usable = false);
+            let forwarded = [Reason::FragmentForwarded];
+            rig.expect("later", &pieces[1], CLIENTS, redirect(&want[1]), &forwarded);
+            rig.backend(talk.backend, |b| b.usable = true);
+        }
+    }
+    rig.finish();
+    Ok(())
+}
+
+/// A flood of half-open flows with snat must not use up the ports for good: the
+/// port of a flow that was thrown out is free again after its rest.
+#[test]
+fn evicted_flows_give_their_snat_ports_back() -> Result<()> {
+    let mut rig = Rig::alone(settings_for(64))?;
+    for n in 0..1_000u32 {
+        let who = (ip(&format!("198.18.{}.{}", n >> 8, n & 0xff)), 1_024);
+        let syn = rig.first(who, frontend::SNAT_TCP4);
+        rig.xdp.run(&syn.bytes(), CLIENTS)?;
+    }
+    let (_, _, half_open) = held(&rig);
+    let table = &rig.xdp.tables.snat_ports;
+    let metas = || (40_000..41_000).map(|port| table.read(port).meta);
+    let owned = metas().filter(|m| m.is_live() && !m.is_closed()).count();
+    let closed = metas().filter(|m| m.is_live() && m.is_closed()).count();
+    let evicted = rig.xdp.reasons()?.get(&Reason::HalfOpenEvicted).copied();
+    rig.check(evicted.is_some_and(|n| n > 0), "nothing was evicted");
+    rig.check(
+        (owned, closed) == (half_open, 1_000 - half_open),
+        &format!("{half_open} flows, {owned} ports owned, {closed} at rest"),
+    );
+    rig.both("unrelated", &[0; 60], CLIENTS);
+    rig.finish();
+    Ok(())
+}
+
+#[test]
+fn without_a_free_snat_port_flows_are_refused() -> Result<()> {
+    let mut rig = Rig::start()?;
+    let slot = frontend::SNAT_TCP4;
+    rig.model.world.snat[0].last_port = 40_002;
+    rig.model.world.install(&rig.xdp.tables);
+    for n in 0..3 {
+        rig.open((client(true, 7), 12_500 + n), slot);
+    }
+    let syn = rig.first((client(true, 7), 12_503), slot);
+    let reasons = [Reason::SnatExhausted, Reason::RefusedReset];
+    rig.expect("a fourth", &syn, CLIENTS, tx(&reset_for(&syn)), &reasons);
     rig.finish();
     Ok(())
 }
