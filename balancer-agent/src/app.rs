@@ -13,6 +13,8 @@
 //! only then is the socket served. End: the socket goes, then the threads; the kernel
 //! program steers on.
 
+mod reload;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,8 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::node::{CachedCounts, Node, ReloadRequest};
-use crate::admin::protocol::{Fault, Refusal};
+use crate::admin::node::{CachedCounts, Node};
 use crate::admin::server::Listener;
 use crate::config;
 use crate::dataplane::Tables;
@@ -36,12 +37,13 @@ use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
 use crate::dataplane::object;
 use crate::model::{BackendName, Config, Mode};
 use crate::nexthop::{NextHops, Watcher};
-use crate::prober::{Limits, Prober, ProberHandle, Target};
+use crate::prober::{Limits, Prober, Target};
 use crate::reconcile::{Desired, Reconciler};
 use crate::steering::flowkeeper::{FlowKeeper, Watched};
 use crate::steering::overrides::{Overrides, Store};
 use crate::steering::view::{World, health_in, hops_in};
 use crate::steering::{Input, Setup, SteeringError, SteeringHandle, Worker};
+use reload::Reloader;
 
 /// How long the first round waits for the kernel's routes.
 const HOPS_PATIENCE: Duration = Duration::from_secs(2);
@@ -176,7 +178,7 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
             _ = hangup.recv() => {
-                tasks.spawn(reload_by_signal(reload.clone()));
+                tasks.spawn(reload::by_signal(reload.clone()));
             }
             _ = &mut worker_ended => break Err(anyhow::anyhow!("the reconcile thread has failed")),
             Some(done) = tasks.join_next() => if let Err(error) = done {
@@ -548,112 +550,4 @@ fn targets(config: &Config) -> Vec<Target> {
             })
         })
         .collect()
-}
-
-async fn reload_by_signal(reload: mpsc::Sender<ReloadRequest>) {
-    let (reply, answer) = oneshot::channel();
-    // The answer is logged where it is made.
-    if reload.send(reply).await.is_ok() {
-        let _ = answer.await;
-    }
-}
-
-/// Reads the configuration file again, one time after the other.
-struct Reloader {
-    path: std::path::PathBuf,
-    kernel: Option<Arc<Kernel>>,
-    steering: SteeringHandle,
-    prober: ProberHandle,
-    destinations: watch::Sender<Vec<IpAddr>>,
-    current: Arc<Config>,
-}
-
-impl Reloader {
-    async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>) {
-        while let Some(request) = requests.recv().await {
-            let result = self.reload().await;
-            match &result {
-                Ok(warnings) if warnings.is_empty() => tracing::info!("configuration reloaded"),
-                Ok(warnings) => {
-                    tracing::warn!("configuration reloaded, with warnings:\n{warnings}")
-                }
-                Err(refusal) => tracing::error!("configuration not reloaded:\n{refusal}"),
-            }
-            let _ = request.send(result);
-        }
-    }
-
-    async fn reload(&mut self) -> Result<String, Refusal> {
-        let path = self.path.clone();
-        let loading = tokio::task::spawn_blocking(move || config::load_with_warnings(&path));
-        let (config, warnings) = loading
-            .await
-            .map_err(|e| Refusal::new(Fault::Agent, e.to_string()))?
-            .map_err(|e| Refusal::new(Fault::Config, e.report(false)))?;
-        self.check(&config)?;
-        let config = Arc::new(config);
-        self.set_interfaces(&config).await?;
-        // From here on nothing is refused any more.
-        self.destinations.send_replace(servers(&config));
-        self.current = Arc::clone(&config);
-        // The worker first: it must know a backend before there is a verdict on it.
-        let following = self.steering.set_config(Arc::clone(&config));
-        self.prober.configure(targets(&config));
-        following.await.map_err(|error| match error {
-            SteeringError::Incomplete(_) => Refusal::new(Fault::Kernel, error.to_string()),
-            _ => Refusal::new(Fault::Agent, error.to_string()),
-        })?;
-        Ok(match warnings.is_empty() {
-            true => String::new(),
-            false => warnings.report(false),
-        })
-    }
-
-    /// Refuses what a running agent cannot follow.
-    fn check(&self, new: &Config) -> Result<(), Refusal> {
-        let old = &self.current;
-        let mut differ = Vec::new();
-        let mut compare = |name: &str, same: bool| {
-            if !same {
-                differ.push(name.to_owned());
-            }
-        };
-        compare("[admin] socket", old.admin == new.admin);
-        compare("[xdp] pin_dir", old.xdp.pin_dir == new.xdp.pin_dir);
-        let sizes = |c: &Config| (c.xdp.flows_ipv4, c.xdp.flows_ipv6, c.xdp.half_open);
-        let resized = sizes(old) != sizes(new);
-        compare("[xdp] flows_ipv4, flows_ipv6, half_open", !resized);
-        compare(
-            "[xdp] interfaces (nothing is steered yet)",
-            self.kernel.is_some() || !steers(new),
-        );
-        if differ.is_empty() {
-            return Ok(());
-        }
-        let mut message = format!(
-            "nothing of the file was applied: a running agent can't change {}; restart the agent",
-            differ.join(", ")
-        );
-        if resized {
-            message += ", with `balancer unload` in between, which forgets all flows";
-        }
-        Err(Refusal::new(Fault::Config, message))
-    }
-
-    async fn set_interfaces(&self, new: &Config) -> Result<(), Refusal> {
-        let Some(kernel) = &self.kernel else {
-            return Ok(());
-        };
-        let old = &self.current.xdp;
-        if (&old.interfaces, old.mode) == (&new.xdp.interfaces, new.xdp.mode) {
-            return Ok(());
-        }
-        let (interfaces, mode) = (new.xdp.interfaces.clone(), new.xdp.mode);
-        let on = Arc::clone(kernel);
-        tokio::task::spawn_blocking(move || on.set_interfaces(&interfaces, mode))
-            .await
-            .map_err(|e| Refusal::new(Fault::Agent, e.to_string()))?
-            .map_err(|e| Refusal::new(Fault::Config, format!("nothing was applied: {e}")))?;
-        tell_attached(kernel, &self.steering).map_err(|e| Refusal::new(Fault::Agent, e.to_string()))
-    }
 }

@@ -136,7 +136,10 @@ impl Node {
         let backend: Option<BackendStatus> =
             blocking(move || status::backend(&node, &look, &name, since)).await??;
         match backend {
-            Some(backend) => Ok(Answer::Backend { pool, backend }),
+            Some(backend) => Ok(Answer::Backend {
+                pool,
+                backend: Box::new(backend),
+            }),
             None => Err(Refusal::new(
                 Fault::Request,
                 "the backend was just removed from the configuration",

@@ -125,7 +125,7 @@ pub enum Answer {
         /// The pool.
         pool: String,
         /// The backend.
-        backend: BackendStatus,
+        backend: Box<BackendStatus>,
     },
     /// Flows.
     Flows(FlowList),
