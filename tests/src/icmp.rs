@@ -32,7 +32,10 @@ pub fn ping(ns: &Netns, target: IpAddr, data: &[u8], patience: Duration) -> bool
         socket.send(&message).expect("send an echo request");
         let begin = Instant::now();
         let mut buffer = vec![0; 64 * 1024];
-        while let Some(left) = patience.checked_sub(begin.elapsed()).filter(|d| !d.is_zero()) {
+        while let Some(left) = patience
+            .checked_sub(begin.elapsed())
+            .filter(|d| !d.is_zero())
+        {
             socket.set_read_timeout(Some(left)).expect("a timeout");
             let Ok(length) = (&socket).read(&mut buffer) else {
                 return false;

@@ -11,8 +11,8 @@
 
 pub mod agent;
 pub mod bed;
-pub mod case;
 pub mod bench;
+pub mod case;
 pub mod counters;
 pub mod decode;
 pub mod demo;

@@ -26,14 +26,24 @@ fn web(lab: &Lab, snat: bool) -> String {
         format!("{snat}{QUICK_CHECK}{NOT_PASSIVE}")
     };
     frontend("web", vip4(lab, 1, 80), "tcp", "web")
-        + &pool("web", &keys(lab.snat4(1).into()), &backends4(lab, HTTP, &EVEN))
+        + &pool(
+            "web",
+            &keys(lab.snat4(1).into()),
+            &backends4(lab, HTTP, &EVEN),
+        )
         + &frontend("web6", vip6(lab, 1, 80), "tcp", "web6")
-        + &pool("web6", &keys(lab.snat6(1).into()), &backends6(lab, HTTP, &EVEN))
+        + &pool(
+            "web6",
+            &keys(lab.snat6(1).into()),
+            &backends6(lab, HTTP, &EVEN),
+        )
 }
 
 /// The path MTU that a server's kernel remembers towards an address.
 fn remembered_mtu(bed: &Bed, server: usize, towards: IpAddr) -> Option<String> {
-    let route = bed.lab.servers[server].ns.run(&format!("ip route get {towards}"));
+    let route = bed.lab.servers[server]
+        .ns
+        .run(&format!("ip route get {towards}"));
     let mut words = route.split_whitespace();
     words.by_ref().find(|word| *word == "mtu")?;
     words.next().map(str::to_owned)
@@ -60,7 +70,10 @@ fn path_mtu(snat: bool) {
         assert_eq!(report.failed(), 0, "{at}: {:?}", report.failures());
         let first = report.order()[0].to_owned();
         let learned = bed.reason("icmp_error_forwarded") - errors;
-        println!("{at}: {first} took {:?}, {learned} errors", report.attempts[0].took);
+        println!(
+            "{at}: {first} took {:?}, {learned} errors",
+            report.attempts[0].took
+        );
         assert!(learned >= 1);
         for (i, name) in bed.names().into_iter().enumerate() {
             let mtu = remembered_mtu(&bed, i, towards);
@@ -99,7 +112,12 @@ fn echo_requests_are_answered() {
     }
     assert_eq!(bed.reason("echo_answered") - before, 10);
     let nobody = bed.lab.vip4(200).into();
-    assert!(!ping(&bed.lab.client, nobody, b"x", Duration::from_millis(200)));
+    assert!(!ping(
+        &bed.lab.client,
+        nobody,
+        b"x",
+        Duration::from_millis(200)
+    ));
 }
 
 #[test]

@@ -58,7 +58,11 @@ fn two_agents_do_not_disturb_each_other() {
     stream.wait_for(100);
     let report = stream.stop();
     assert_eq!(report.failed(), 0, "{:?}", report.failures());
-    assert!(report.spread(&one.names()) <= 1, "{:?}", report.distribution());
+    assert!(
+        report.spread(&one.names()) <= 1,
+        "{:?}",
+        report.distribution()
+    );
     let kept = held.finish();
     assert!(kept.iter().all(|kept| kept.failure.is_none()), "{kept:?}");
     assert_steers(&one.lab);
@@ -94,7 +98,10 @@ fn generic_mode_steers_too() {
     let status = bed.agent.status();
     let interfaces = status["node"]["interfaces"].as_array().expect("a list");
     assert_eq!(interfaces.len(), bed.lab.interfaces().len());
-    assert!(interfaces.iter().all(|i| i["mode"] == "generic"), "{status:#}");
+    assert!(
+        interfaces.iter().all(|i| i["mode"] == "generic"),
+        "{status:#}"
+    );
     assert_steers(&bed.lab);
     bed.servers[1].kill9();
     bed.agent.wait_health("four", "s1", "down");

@@ -20,9 +20,7 @@ const EVEN: [u32; 3] = [1, 1, 1];
 /// TCP on port 7 and UDP on port 53 of both families, with nobody behind them.
 fn nobody(policy: &str) -> (Agent, Lab) {
     let lab = Lab::new(3);
-    let keys = format!(
-        "unavailable = \"{policy}\"\n{QUICK_CHECK}type = \"tcp\"\nport = {ECHO}\n"
-    );
+    let keys = format!("unavailable = \"{policy}\"\n{QUICK_CHECK}type = \"tcp\"\nport = {ECHO}\n");
     let config = frontend("echo", vip4(&lab, 1, 7), "tcp", "four")
         + &frontend("dns", vip4(&lab, 1, 53), "udp", "four")
         + &pool("four", &keys, &backends4(&lab, ECHO, &EVEN))
@@ -63,7 +61,11 @@ fn drop_says_nothing() {
     let (_agent, lab) = nobody("drop");
     for at in targets(&lab, 7) {
         let report = sequential(&lab.client, at, &Ask::Name, 1);
-        assert_eq!(report.failures(), [(Failure::NotConnected, 1)].into(), "{at}");
+        assert_eq!(
+            report.failures(),
+            [(Failure::NotConnected, 1)].into(),
+            "{at}"
+        );
     }
     for at in targets(&lab, 53) {
         let patience = Duration::from_millis(300);
@@ -108,12 +110,20 @@ fn large_datagrams_come_back_whole() {
     for at in targets(&bed.lab, 53) {
         for number in 0..30u32 {
             let length = 4000 + number as usize * 7;
-            let datagram: Vec<u8> = (0..length).map(|i| (i as u32 * 31 + number) as u8).collect();
+            let datagram: Vec<u8> = (0..length)
+                .map(|i| (i as u32 * 31 + number) as u8)
+                .collect();
             let answer = exchange(&bed.lab.client, at, &datagram, BOUND)
                 .unwrap_or_else(|error| panic!("{at}, {length} bytes: {error}"));
             let (name, echoed) = answer.split_at(3);
-            assert!([b"s0:", b"s1:", b"s2:"].iter().any(|n| &name == n), "{name:?}");
-            assert!(echoed == datagram, "{at}: {length} bytes came back otherwise");
+            assert!(
+                [b"s0:", b"s1:", b"s2:"].iter().any(|n| &name == n),
+                "{name:?}"
+            );
+            assert!(
+                echoed == datagram,
+                "{at}: {length} bytes came back otherwise"
+            );
         }
     }
     println!("{} later fragments", bed.reason("fragment_forwarded"));

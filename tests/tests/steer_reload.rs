@@ -182,7 +182,11 @@ fn a_bad_file_changes_nothing() {
     let agent = &scene.bed.agent;
     let generation = agent.status()["node"]["generation_desired"].clone();
     let good = text(&scene.bed.lab, &USUAL);
-    for bad in ["[[frontend]\n", "nonsense = 1\n", "[[frontend]]\nname = \"x\"\n"] {
+    for bad in [
+        "[[frontend]\n",
+        "nonsense = 1\n",
+        "[[frontend]]\nname = \"x\"\n",
+    ] {
         agent.write_config(&format!("{good}\n{bad}"));
         let said = agent.command(&["reload"]);
         assert_eq!(said.code, Some(1), "{said:?}");
@@ -192,7 +196,10 @@ fn a_bad_file_changes_nothing() {
     agent.write_config(&good.replace("weight = 1", "weight = 300"));
     assert_eq!(agent.command(&["reload"]).code, Some(1));
     let status = agent.status();
-    assert_eq!(status["node"]["generation_desired"], generation, "{status:#}");
+    assert_eq!(
+        status["node"]["generation_desired"], generation,
+        "{status:#}"
+    );
     assert_eq!(status["frontends"].as_array().map(Vec::len), Some(2));
     // With the file mended, all is well again.
     agent.reconfigure(&good);

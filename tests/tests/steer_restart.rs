@@ -59,7 +59,10 @@ fn undisturbed(bed: &mut Bed, what: &str, work: impl FnOnce(&mut Bed, &Stream)) 
 #[track_caller]
 fn assert_none_sent_again(quiet: [i64; 2], again: i64) {
     let noise = quiet[0] + quiet[1];
-    assert!(again <= noise, "{again} segments sent again, {noise} without restarts");
+    assert!(
+        again <= noise,
+        "{again} segments sent again, {noise} without restarts"
+    );
 }
 
 fn quiet(bed: &mut Bed, connections: u64) -> i64 {
@@ -121,7 +124,10 @@ fn an_upgrade_loses_nothing() {
     });
     let after = quiet(&mut bed, 500);
     assert_none_sent_again([before, after], again);
-    println!("program {program}, then {}", bed.agent.status()["node"]["program_id"]);
+    println!(
+        "program {program}, then {}",
+        bed.agent.status()["node"]["program_id"]
+    );
 }
 
 #[test]
@@ -135,7 +141,12 @@ fn what_happened_without_an_agent_is_found() {
     for at in [vip4(&bed.lab, 1, 7), vip6(&bed.lab, 1, 7)] {
         let report = sequential(&bed.lab.client, at, &Ask::Name, 20);
         assert_eq!(report.failed(), 0, "{:?}", report.failures());
-        assert_eq!(report.spread(&["s0", "s2"]), 0, "{:?}", report.distribution());
+        assert_eq!(
+            report.spread(&["s0", "s2"]),
+            0,
+            "{:?}",
+            report.distribution()
+        );
     }
 }
 
@@ -155,7 +166,10 @@ fn a_changed_file_is_applied_by_the_next_start() {
     bed.agent.wait_all_up();
     let report = sequential(&bed.lab.client, vip4(&bed.lab, 1, 7), &Ask::Name, 40);
     assert_eq!(report.failed(), 0, "{:?}", report.failures());
-    assert_eq!(report.distribution(), [("s0".into(), 30), ("s2".into(), 10)].into());
+    assert_eq!(
+        report.distribution(),
+        [("s0".into(), 30), ("s2".into(), 10)].into()
+    );
     let gone = sequential(&bed.lab.client, vip6(&bed.lab, 1, 7), &Ask::Name, 1);
     assert_eq!(gone.failed(), 1, "its frontend is no more");
     let kept = held.finish();
@@ -166,7 +180,9 @@ fn a_changed_file_is_applied_by_the_next_start() {
 fn a_second_agent_of_the_same_place_is_refused() {
     let bed = bed();
     let mut command = bed.lab.balancer.command(bed.agent.binary());
-    command.args(["run", "--config"]).arg(bed.agent.config_path());
+    command
+        .args(["run", "--config"])
+        .arg(bed.agent.config_path());
     let output = command.output().expect("run it");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
