@@ -116,7 +116,8 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     let watched = Arc::new(ArcSwap::from_pointee(Watched::default()));
     let worker = Worker::new(Setup {
         world,
-        kernel: kernel.clone(),
+        tables,
+        counters: kernel.clone(),
         prober: prober_handle.clone(),
         store,
         watched: Arc::clone(&watched),

@@ -269,18 +269,28 @@ fn check(file: &Path) -> anyhow::Result<()> {
 
 /// Sets a backend's activation and says what it means; its full name.
 fn set(socket: &Path, backend: String, activation: Activation) -> anyhow::Result<String> {
+    let asked = |request| match ask(socket, request)? {
+        Answer::Backend { pool, backend } => Ok((pool, backend)),
+        _ => Err(unexpected()),
+    };
+    // Flows that are cut go with their next packet: they are counted before.
+    let before = match activation {
+        Activation::Stopped => Some(asked(Request::Backend {
+            backend: backend.clone(),
+        })?),
+        _ => None,
+    };
     let request = Request::Activation {
         backend,
         activation,
     };
-    let Answer::Backend { pool, backend } = ask(socket, request)? else {
-        return Err(unexpected());
-    };
+    let (pool, backend) = asked(request)?;
+    let counted = before.map_or_else(|| flows(&backend), |(_, before)| flows(&before));
     let name = format!("{pool}/{}", backend.name);
     let more = match activation {
         Activation::Active => format!("health: {}", backend.health),
-        Activation::Drain => format!("{} left", flows(&backend)),
-        Activation::Stopped => format!("{} cut", flows(&backend)),
+        Activation::Drain => format!("{counted} left"),
+        Activation::Stopped => format!("{counted} cut"),
     };
     say(&format!("{name}: {activation}; {more}\n"))?;
     Ok(name)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use balancer_tests::agent::{Agent, backends};
 use balancer_tests::load::held::Held;
-use balancer_tests::load::{Ask, Report, sequential};
+use balancer_tests::load::{Ask, Report, Stream, sequential};
 use balancer_tests::process::{BOUND, came_true, wait_until};
 use balancer_tests::server::{ECHO, HTTP, Server};
 use balancer_tests::topology::Lab;
@@ -305,7 +305,9 @@ fn a_backend_that_is_removed_lingers_for_its_flows() {
         (&lingering["kind"], &lingering["name"]),
         (&"backend".into(), &"echo/s2".into())
     );
-    assert_eq!(number(&lingering["flows"]), 1);
+    wait_until("its flow to be counted", BOUND, || {
+        number(&scene.agent.status()["lingering"][0]["flows"]) == 1
+    });
     assert_eq!(backends(&status).count(), 5);
     let kept = held.finish();
     assert!(kept.iter().all(|k| k.failure.is_none()), "{kept:?}");
@@ -364,6 +366,43 @@ fn refused_connections_are_a_sign() {
     });
     assert!(down, "{}", agent.backend("web", "s1"));
     assert!(number(&agent.backend("web", "s1")["refused"]) >= 3);
+    drop(agent);
+    drop(servers);
+}
+
+#[test]
+fn unanswered_connections_are_a_sign() {
+    let lab = Lab::new(2);
+    let places = lab.servers.iter().zip(NAMES);
+    let servers: Vec<Server> = places
+        .map(|(place, name)| Server::at(place, name))
+        .collect();
+    let vip = SocketAddr::new(lab.vip4(1).into(), 80);
+    let agent = Agent::start(
+        &lab,
+        &format!(
+            "[[frontend]]\nname = \"web\"\naddress = \"{vip}\"\npool = \"web\"\n\
+             [[pool]]\nname = \"web\"\n[pool.check]\ntype = \"none\"\nfall = 2\n\
+             [pool.passive]\nunanswered = \"100ms\"\n\
+             [[pool.backend]]\nname = \"s0\"\naddress = \"{}\"\n\
+             [[pool.backend]]\nname = \"s1\"\naddress = \"{}\"\n",
+            lab.servers[0].at4(HTTP),
+            lab.servers[1].at4(HTTP),
+        ),
+    );
+    agent.wait_all_up();
+    lab.servers[1].ns.nft(
+        "table ip silence {\nchain in {\ntype filter hook input priority 0\n\
+         tcp dport 8000 drop\n}\n}\n",
+    );
+    let ask = Ask::Http("/".into());
+    let stream = Stream::start(&lab.client, vip, ask, 50);
+    let down = came_true(BOUND, || agent.backend("web", "s1")["health"] == "down");
+    assert!(down, "{}", agent.backend("web", "s1"));
+    let reason = agent.backend("web", "s1")["health_reason"].to_string();
+    assert!(reason.contains("unanswered"), "{reason}");
+    assert_eq!(agent.backend("web", "s0")["health"], "up");
+    drop(stream);
     drop(agent);
     drop(servers);
 }

@@ -18,7 +18,7 @@ use crate::prober::ProberHandle;
 use crate::steering::flowkeeper::monotonic;
 use crate::steering::{Look, SteeringError, SteeringHandle};
 
-/// How long a count of all flows serves everybody who asks.
+/// How long a count of all flows serves everybody who asks for the status.
 const COUNTS_AGE: Duration = Duration::from_millis(100);
 /// Most flows in one answer.
 const FLOWS_MAX: u32 = 1_000_000;
@@ -44,24 +44,25 @@ pub struct Node {
     pub counts: CachedCounts,
 }
 
-/// A count of all flows, and when it was made.
+/// A count of all flows, and when it began.
 #[derive(Default)]
 pub struct CachedCounts(Mutex<Option<(Instant, Arc<FlowCounts>)>>);
 
 impl CachedCounts {
-    /// Counts, or takes the last count when it is young. Those who come while it is
-    /// being made wait for it.
-    fn take(&self, kernel: &Kernel, config: &Config) -> Arc<FlowCounts> {
+    /// Counts, or takes the last count when it was begun at `since` or later. Those
+    /// who come while it is being made wait for it.
+    fn take(&self, kernel: &Kernel, config: &Config, since: Instant) -> Arc<FlowCounts> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, counts)) = &*cached
-            && at.elapsed() < COUNTS_AGE
+        if let Some((began, counts)) = &*cached
+            && *began >= since
         {
             return Arc::clone(counts);
         }
+        let began = Instant::now();
         let tables = kernel.tables();
         let counts = flows::count_by_backend(tables, &config.timeouts, monotonic());
         let counts = Arc::new(counts);
-        *cached = Some((Instant::now(), Arc::clone(&counts)));
+        *cached = Some((began, Arc::clone(&counts)));
         counts
     }
 }
@@ -76,7 +77,9 @@ impl Node {
             Request::Status => {
                 let look = self.look().await?;
                 let node = Arc::clone(&self);
-                blocking(move || status::status(&node, &look))
+                let now = Instant::now();
+                let since = now.checked_sub(COUNTS_AGE).unwrap_or(now);
+                blocking(move || status::status(&node, &look, since))
                     .await?
                     .map(|status| Answer::Status(Box::new(status)))
             }
@@ -125,11 +128,13 @@ impl Node {
     }
 
     async fn backend_of(self: Arc<Self>, name: BackendName) -> Result<Answer, Refusal> {
+        // An operator who acts on the number must not be told an old one.
+        let since = Instant::now();
         let look = self.look().await?;
         let pool = name.pool.to_string();
         let node = Arc::clone(&self);
         let backend: Option<BackendStatus> =
-            blocking(move || status::backend(&node, &look, &name)).await??;
+            blocking(move || status::backend(&node, &look, &name, since)).await??;
         match backend {
             Some(backend) => Ok(Answer::Backend { pool, backend }),
             None => Err(Refusal::new(
@@ -144,9 +149,10 @@ impl Node {
         look.map_err(|e| Refusal::new(Fault::Agent, e.to_string()))
     }
 
-    pub(super) fn counts(&self, config: &Config) -> Arc<FlowCounts> {
+    /// All flows, counted after `since`.
+    pub(super) fn counts(&self, config: &Config, since: Instant) -> Arc<FlowCounts> {
         match &self.kernel {
-            Some(kernel) => self.counts.take(kernel, config),
+            Some(kernel) => self.counts.take(kernel, config, since),
             None => Arc::default(),
         }
     }

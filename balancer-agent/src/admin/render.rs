@@ -1,7 +1,7 @@
 //! The tables that `balancer status` and `balancer flows` print.
 
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::{CellAlignment, Table, TableComponent};
 
 use super::protocol::{BackendStatus, FlowList, Status};
 use crate::model::Health;
@@ -154,7 +154,11 @@ fn backends(backends: &[BackendStatus]) -> Table {
     ]);
     right(&mut table, 6..14);
     for b in backends {
-        let mut because = b.health_reason.clone();
+        // Of one that never passed a check, its last one says more.
+        let mut because = match &b.last_check {
+            Some(last) if b.health == Health::Down && b.checks == b.checks_failed => last.clone(),
+            _ => b.health_reason.clone(),
+        };
         if let (Health::Up, Some(problem)) = (b.health, &b.hop_problem) {
             because += &format!("; routed by the kernel: {problem}");
         }
@@ -208,7 +212,10 @@ fn reasons(status: &Status) -> Table {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header);
+    table
+        .load_preset(UTF8_HORIZONTAL_ONLY)
+        .remove_style(TableComponent::HorizontalLines)
+        .set_header(header);
     table
 }
 

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::counters::{Reason, Traffic};
 use common::tables::{Backend as Entry, state};
@@ -24,9 +24,9 @@ use crate::prober::ProbeStatus;
 use crate::reconcile::{LingeringKind, LingeringSlot};
 use crate::steering::Look;
 
-/// Everything.
-pub(super) fn status(node: &Node, look: &Look) -> Result<Status, Refusal> {
-    let sources = Sources::new(node, look);
+/// Everything, with flows that were counted after `since`.
+pub(super) fn status(node: &Node, look: &Look, since: Instant) -> Result<Status, Refusal> {
+    let sources = Sources::new(node, look, since);
     let pools = look.config.pools.iter();
     let total = sources.counts.total();
     let kernel = node.kernel.as_deref();
@@ -64,11 +64,12 @@ pub(super) fn status(node: &Node, look: &Look) -> Result<Status, Refusal> {
     })
 }
 
-/// One backend.
+/// One backend, likewise.
 pub(super) fn backend(
     node: &Node,
     look: &Look,
     name: &BackendName,
+    since: Instant,
 ) -> Result<Option<BackendStatus>, Refusal> {
     let Some(pool) = look.config.pool(&name.pool) else {
         return Ok(None);
@@ -76,7 +77,7 @@ pub(super) fn backend(
     let Some(backend) = pool.backends.iter().find(|b| b.name == name.backend) else {
         return Ok(None);
     };
-    let sources = Sources::new(node, look);
+    let sources = Sources::new(node, look, since);
     sources.backend(pool, backend).map(Some).map_err(counters)
 }
 
@@ -124,7 +125,7 @@ struct Sources<'a> {
 }
 
 impl<'a> Sources<'a> {
-    fn new(node: &'a Node, look: &'a Look) -> Self {
+    fn new(node: &'a Node, look: &'a Look, since: Instant) -> Self {
         let mut gone_backends = HashSet::new();
         let mut gone_frontends = HashSet::new();
         for lingering in &look.lingering {
@@ -149,7 +150,7 @@ impl<'a> Sources<'a> {
             node,
             look,
             probes: node.prober.snapshot(),
-            counts: node.counts(&look.config),
+            counts: node.counts(&look.config, since),
             hops: Arc::clone(&node.hops.borrow()),
             backends,
             frontends,

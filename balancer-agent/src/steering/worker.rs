@@ -37,7 +37,9 @@ pub struct Setup {
     /// What is known at the start.
     pub world: World,
     /// `None` when nothing is steered: the worker then only keeps the books.
-    pub kernel: Option<Arc<Kernel>>,
+    pub tables: Option<Arc<Tables>>,
+    /// Zeroes the counters of slots that get new owners.
+    pub counters: Option<Arc<Kernel>>,
     /// Where signs go.
     pub prober: ProberHandle,
     /// Where the words of operators are kept.
@@ -49,8 +51,8 @@ pub struct Setup {
 /// See [`super`].
 pub struct Worker {
     world: World,
-    kernel: Option<Arc<Kernel>>,
     tables: Option<Arc<Tables>>,
+    counters: Option<Arc<Kernel>>,
     prober: ProberHandle,
     store: Store,
     watched: Arc<ArcSwap<Watched>>,
@@ -65,6 +67,8 @@ pub struct Worker {
     wakeup: Option<Instant>,
     resync: Instant,
     waiting: Vec<Waiting>,
+    /// Who asks how things stand; told after the round, if there is one.
+    looks: Vec<oneshot::Sender<Look>>,
     lingering: HashSet<Slot>,
 }
 
@@ -88,8 +92,8 @@ impl Worker {
         let now = Instant::now();
         Self {
             world: setup.world,
-            tables: setup.kernel.as_ref().map(|k| Arc::clone(k.tables())),
-            kernel: setup.kernel,
+            tables: setup.tables,
+            counters: setup.counters,
             prober: setup.prober,
             store: setup.store,
             watched: setup.watched,
@@ -103,6 +107,7 @@ impl Worker {
             wakeup: None,
             resync: now + RESYNC,
             waiting: Vec::new(),
+            looks: Vec::new(),
             lingering: HashSet::new(),
         }
     }
@@ -134,6 +139,9 @@ impl Worker {
             } else if self.desired != before || self.wakeup.is_some_and(|at| at <= now) {
                 self.round();
             }
+            for reply in std::mem::take(&mut self.looks) {
+                let _ = reply.send(self.look());
+            }
         }
     }
 
@@ -152,7 +160,7 @@ impl Worker {
             Input::Activation(name, activation, reply) => self.activation(name, activation, reply),
             Input::Events(events) => self.events(&events),
             Input::Unanswered(unanswered) => self.unanswered(&unanswered),
-            Input::Look(reply) => _ = reply.send(self.look()),
+            Input::Look(reply) => self.looks.push(reply),
             Input::Stop => {}
         }
     }
@@ -168,12 +176,12 @@ impl Worker {
             if verdict.health == Health::Down {
                 self.take_out(&verdict.name);
             }
-            tracing::info!(
+            tracing::debug!(
                 backend = %verdict.name,
                 health = %verdict.health,
                 reason = %verdict.reason,
                 after_us = verdict.at.elapsed().as_micros() as u64,
-                "health"
+                "verdict noted"
             );
         }
     }
@@ -365,7 +373,9 @@ impl Worker {
     }
 
     fn zero(&self, slot: Slot) {
-        let Some(kernel) = &self.kernel else { return };
+        let Some(kernel) = &self.counters else {
+            return;
+        };
         let zeroed = match slot {
             Slot::Backend(slot) => kernel.reset_backend_traffic(u32::from(slot)),
             Slot::Frontend(slot) => kernel.reset_frontend_traffic(u32::from(slot)),
@@ -427,4 +437,177 @@ fn slots(lingering: &[LingeringSlot]) -> impl Iterator<Item = Slot> {
         LingeringKind::Frontend(_) => Some(Slot::Frontend(l.slot)),
         LingeringKind::Snat => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::dataplane::mapped::Mapped;
+    use crate::prober::{Limits, Prober};
+    use crate::steering::SteeringHandle;
+    use crate::steering::overrides::Overrides;
+    use common::tables::{Backend, RingRef, Settings};
+
+    fn file(backends: &str) -> Arc<Config> {
+        let text = format!(
+            r#"
+            [xdp]
+            interfaces = ["lo"]
+            [[frontend]]
+            name = "web"
+            address = "192.0.2.1:80"
+            pool = "web"
+            [[pool]]
+            name = "web"
+            {backends}
+            "#
+        );
+        Arc::new(config::parse("test", &text).unwrap())
+    }
+
+    fn backend(n: u8) -> String {
+        format!("[[pool.backend]]\nname = \"s{n}\"\naddress = \"198.51.100.{n}:80\"\n")
+    }
+
+    fn name(backend: &str) -> BackendName {
+        BackendName {
+            pool: "web".into(),
+            backend: backend.into(),
+        }
+    }
+
+    fn verdict(backend: &str, health: Health) -> Verdict {
+        Verdict {
+            name: name(backend),
+            health,
+            reason: "said so".into(),
+            at: Instant::now(),
+        }
+    }
+
+    fn present(table: &Mapped<Backend>) -> Vec<Backend> {
+        let all = (0..table.len()).map(|slot| table.read(slot));
+        all.filter(|b| b.state & state::PRESENT != 0).collect()
+    }
+
+    struct Running {
+        tables: Arc<Tables>,
+        steering: SteeringHandle,
+        store: Store,
+        thread: std::thread::JoinHandle<()>,
+        _dir: tempfile::TempDir,
+    }
+
+    fn start(config: Arc<Config>) -> Running {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::beside(&dir.path().join("s"));
+        let tables = Arc::new(Tables::heap(Settings::default()));
+        let (_, prober, _) = Prober::new(Limits { running: 1 });
+        let world = World::new(config, Overrides::new(), &HashMap::new(), HashMap::new());
+        let worker = Worker::new(Setup {
+            world,
+            tables: Some(Arc::clone(&tables)),
+            counters: None,
+            prober,
+            store: store.clone(),
+            watched: Arc::default(),
+        });
+        let (steering, inputs) = SteeringHandle::new();
+        Running {
+            tables,
+            steering,
+            store,
+            thread: std::thread::spawn(move || worker.run(&inputs)),
+            _dir: dir,
+        }
+    }
+
+    impl Running {
+        fn usable(&self) -> usize {
+            let all = present(&self.tables.backends);
+            all.iter().filter(|b| b.state & state::USABLE != 0).count()
+        }
+
+        fn ring(&self) -> u32 {
+            let frontends = (0..self.tables.frontends.len()).map(|i| self.tables.frontends.read(i));
+            let web = frontends.into_iter().find(|f| f.port.host() == 80).unwrap();
+            RingRef::from_word(web.ring).len
+        }
+
+        async fn say(&self, verdicts: Vec<Verdict>) {
+            self.steering.tell(Input::Verdicts(verdicts)).unwrap();
+            // Answered after the round of all that was told before.
+            self.steering.look().await.unwrap();
+        }
+
+        fn end(self) {
+            self.steering.tell(Input::Stop).unwrap();
+            self.thread.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn verdicts_reach_the_tables() {
+        let running = start(file(&format!("{}{}", backend(1), backend(2))));
+        let up = ["s1", "s2"].map(|b| verdict(b, Health::Up)).to_vec();
+        running.say(up).await;
+        assert_eq!((running.usable(), running.ring()), (2, 2));
+        running
+            .say(vec![verdict("s2", Health::Down), verdict("x", Health::Up)])
+            .await;
+        assert_eq!((running.usable(), running.ring()), (1, 1));
+        let look = running.steering.look().await.unwrap();
+        assert!(look.ready && look.desired == look.applied);
+        assert_eq!(look.backends.len(), 2);
+        assert_eq!(look.frontends.len(), 1);
+        running.end();
+    }
+
+    #[tokio::test]
+    async fn operators_words_hold_and_are_kept() {
+        let running = start(file(&format!("{}{}", backend(1), backend(2))));
+        let up = ["s1", "s2"].map(|b| verdict(b, Health::Up)).to_vec();
+        running.say(up).await;
+        let set = |n: &str, a| running.steering.set_activation(name(n), a);
+        set("s1", Activation::Drain).await.unwrap();
+        assert_eq!((running.usable(), running.ring()), (1, 1));
+        set("s2", Activation::Stopped).await.unwrap();
+        let stopped = present(&running.tables.backends);
+        let stopped = stopped.iter().filter(|b| b.state & state::STOPPED != 0);
+        assert_eq!(
+            (running.usable(), running.ring(), stopped.count()),
+            (0, 0, 1)
+        );
+        assert_eq!(running.store.load().unwrap().len(), 2);
+        assert_eq!(
+            set("s9", Activation::Drain).await,
+            Err(SteeringError::NoBackend(name("s9")))
+        );
+        set("s1", Activation::Active).await.unwrap();
+        assert_eq!((running.usable(), running.ring()), (1, 1));
+        assert_eq!(
+            running.store.load().unwrap(),
+            Overrides::from([(name("s2"), Activation::Stopped)])
+        );
+        // A word on what is removed goes with it.
+        let less = file(&backend(1));
+        running.steering.set_config(less).await.unwrap();
+        assert_eq!(running.store.load().unwrap(), Overrides::new());
+        running.end();
+    }
+
+    #[tokio::test]
+    async fn health_stays_with_the_server_not_with_the_name() {
+        let running = start(file(&format!("{}{}", backend(1), backend(2))));
+        let up = ["s1", "s2"].map(|b| verdict(b, Health::Up)).to_vec();
+        running.say(up).await;
+        let moved = backend(2).replace("198.51.100.2", "198.51.100.3");
+        let config = file(&format!("{}{moved}", backend(1)));
+        running.steering.set_config(config).await.unwrap();
+        assert_eq!((running.usable(), running.ring()), (1, 1));
+        let look = running.steering.look().await.unwrap();
+        assert_eq!(look.lingering.len(), 1);
+        running.end();
+    }
 }
