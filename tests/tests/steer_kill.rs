@@ -17,6 +17,11 @@ const TAKEN_OUT: Duration = Duration::from_millis(1500);
 const RARE_CHECK: &str = "[pool.check]\ninterval = \"1m\"\nfast_interval = \"1m\"\n\
      timeout = \"5s\"\nfall = 3\nrise = 1\n";
 
+/// Regular checks are as rare; but one that a sign sets off comes soon, and has the last
+/// word about SYNs without an answer, which a client could make up.
+const CHECK_ON_SIGNS: &str = "[pool.check]\ninterval = \"1m\"\nfast_interval = \"200ms\"\n\
+     timeout = \"1s\"\nfall = 3\nrise = 2\n";
+
 fn bed(keys: &str) -> Bed {
     Bed::new(3, |lab| {
         frontend("echo", vip4(lab, 1, 7), "tcp", "echo")
@@ -124,7 +129,7 @@ fn refused_connections_tell_without_any_check() {
 
 #[test]
 fn unanswered_connections_tell_that_a_host_vanished() {
-    let keys = format!("{RARE_CHECK}[pool.passive]\nrefused = true\nunanswered = \"200ms\"\n");
+    let keys = format!("{CHECK_ON_SIGNS}[pool.passive]\nunanswered = \"200ms\"\n");
     let bed = bed(&keys);
     let held = hold(&bed);
     let stream = load(&bed);

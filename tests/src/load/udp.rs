@@ -41,8 +41,12 @@ pub fn flows(
     ns.enter(|| {
         block_on(async {
             let mut all = Vec::new();
+            // Kept open: a port that came round would go on with an earlier flow.
+            let mut sockets = Vec::new();
             for number in 0..flows {
-                all.push(flow(target, number, datagrams, patience).await);
+                let (flow, socket) = flow(target, number, datagrams, patience).await;
+                all.push(flow);
+                sockets.push(socket);
             }
             all
         })
@@ -58,7 +62,12 @@ pub fn distribution(flows: &[Flow]) -> BTreeMap<String, usize> {
     counts
 }
 
-async fn flow(target: SocketAddr, number: usize, datagrams: usize, patience: Duration) -> Flow {
+async fn flow(
+    target: SocketAddr,
+    number: usize,
+    datagrams: usize,
+    patience: Duration,
+) -> (Flow, UdpSocket) {
     let any: SocketAddr = match target {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
         SocketAddr::V6(_) => ([0u16; 8], 0).into(),
@@ -70,10 +79,8 @@ async fn flow(target: SocketAddr, number: usize, datagrams: usize, patience: Dur
         let question = format!("flow {number}, datagram {sequence}");
         answers.push(ask(&socket, &question, patience).await);
     }
-    Flow {
-        local: socket.local_addr().expect("an address"),
-        answers,
-    }
+    let local = socket.local_addr().expect("an address");
+    (Flow { local, answers }, socket)
 }
 
 async fn ask(socket: &UdpSocket, question: &str, patience: Duration) -> Option<String> {
