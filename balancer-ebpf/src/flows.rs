@@ -370,7 +370,7 @@ pub unsafe fn place<E: Entry>(
             let meta = meta(bucket.wrapping_add(at));
             let score = score(meta, k, now, rest) as u64;
             let is_free = (meta.0 == 0) as u64;
-            cell.write_volatile(is_free << 32 | score * FLOW_BUCKET_ENTRIES as u64 + at as u64);
+            cell.write_volatile((is_free << 32) | (score * FLOW_BUCKET_ENTRIES as u64 + at as u64));
             cell.read_volatile()
         };
         free += (number >> 32) as u32;
@@ -426,5 +426,136 @@ pub unsafe fn take<E: Entry>(place: &Place<E>, fields: &Fields, state: Meta) -> 
         E::fill(entry, fields);
         // An exchange, not a store: it orders the fields before the state.
         exchange(entry, claimed, state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::flow::Bucket;
+
+    fn bucket() -> Bucket<Flow4> {
+        Bucket([Flow4::default(); FLOW_BUCKET_ENTRIES])
+    }
+
+    fn key(n: u16) -> Key {
+        Key {
+            addr: Addr::from_v4_word(0x0102_0304),
+            port: Be16(n),
+            frontend: 7,
+        }
+    }
+
+    fn fields(n: u16, endpoint: u16) -> Fields {
+        Fields {
+            key: key(n),
+            path: ReturnPath::default(),
+            snat_port: Be16(0),
+            endpoint,
+            born: 0,
+        }
+    }
+
+    fn insert(b: &mut Bucket<Flow4>, home: usize, n: u16, set: u16, now: u32) -> (bool, bool) {
+        let mut cell = 0;
+        // SAFETY: a whole bucket.
+        unsafe {
+            let place = place(b.0.as_mut_ptr(), home, now, REST_ESTABLISHED, &raw mut cell);
+            let meta = Meta::new(n, 1, flags::VALID | set, now);
+            (take(&place, &fields(n, n), meta), place.evicts())
+        }
+    }
+
+    #[test]
+    fn found_from_both_directions_and_from_home() {
+        for home in 0..FLOW_BUCKET_ENTRIES {
+            let mut b = bucket();
+            assert_eq!(insert(&mut b, home, 9, 0, 5), (true, false));
+            assert!(
+                b.0[home].meta.is_live(),
+                "the free entry nearest to home is taken"
+            );
+            let entries = b.0.as_mut_ptr();
+            // SAFETY: a whole bucket.
+            unsafe {
+                assert_eq!(
+                    find(entries, home, &key(9)).map(|f| f.meta.backend()),
+                    Some(9)
+                );
+                assert!(
+                    find(
+                        entries,
+                        home,
+                        &Key {
+                            frontend: 8,
+                            ..key(9)
+                        }
+                    )
+                    .is_none()
+                );
+                assert!(find(entries, home, &key(10)).is_none());
+                assert!(find_reply(entries, home, &key(9), 9).is_some());
+                assert!(find_reply(entries, home, &key(9), 10).is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn a_translated_flow_is_no_reply_by_its_client() {
+        let mut b = bucket();
+        insert(&mut b, 0, 9, flags::SNAT, 5);
+        // SAFETY: a whole bucket.
+        assert!(unsafe { find_reply(b.0.as_mut_ptr(), 0, &key(9), 9) }.is_none());
+    }
+
+    #[test]
+    fn the_longest_idle_gives_way_and_the_closed_before_it() {
+        let mut b = bucket();
+        for n in 0..8 {
+            assert_eq!(insert(&mut b, 3, n, 0, 100 + n as u32), (true, false));
+        }
+        assert_eq!(insert(&mut b, 3, 50, 0, 200), (true, true));
+        assert!(
+            !b.0.iter().any(|e| e.meta.backend() == 0),
+            "flow 0 was idle longest"
+        );
+        let closed = b.0.iter().position(|e| e.meta.backend() == 6).unwrap();
+        b.0[closed].meta = b.0[closed].meta.with_flags(flags::RESET);
+        assert_eq!(
+            insert(&mut b, 3, 51, 0, 201),
+            (true, false),
+            "a closed flow is no loss"
+        );
+        assert_eq!(b.0[closed].meta.backend(), 51);
+    }
+
+    #[test]
+    fn a_bucket_that_others_write_is_left_alone() {
+        let mut b = bucket();
+        for e in &mut b.0 {
+            e.meta = Meta::new(0, 0, flags::CLAIMED, 0);
+        }
+        assert!(!insert(&mut b, 0, 1, 0, 5).0);
+        // SAFETY: a whole bucket.
+        assert!(unsafe { find(b.0.as_mut_ptr(), 0, &key(0)) }.is_none());
+    }
+
+    #[test]
+    fn the_emptier_bucket_is_chosen_once_the_first_is_nearly_full() {
+        let (mut a, mut b) = (bucket(), bucket());
+        let mut cell = 0;
+        let mut look = |x: &mut Bucket<Flow4>| {
+            // SAFETY: a whole bucket.
+            unsafe { place(x.0.as_mut_ptr(), 0, 9, REST_ESTABLISHED, &raw mut cell) }
+        };
+        for n in 0..7 {
+            assert!(!second_is_better(&look(&mut a), &look(&mut b)) || n == 7);
+            insert(&mut a, 0, n, 0, 5);
+        }
+        assert!(second_is_better(&look(&mut a), &look(&mut b)));
+        for n in 0..8 {
+            insert(&mut b, 0, 100 + n, 0, 5);
+        }
+        assert!(!second_is_better(&look(&mut a), &look(&mut b)));
     }
 }

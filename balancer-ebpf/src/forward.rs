@@ -4,6 +4,7 @@ use crate::count::count;
 use crate::frame::{Frame, load, store};
 use crate::maps::SCRATCH;
 use crate::parse::{ETH_IPV4, ETH_IPV6, ETH_VLAN, ETH_VLAN_AD, Fragment, Packet, proto};
+use crate::report::note;
 use crate::steer::Family;
 use crate::verdict::Verdict;
 use aya_ebpf::bindings::{bpf_fib_lookup as FibParams, xdp_md};
@@ -235,7 +236,8 @@ pub fn to_backend(ctx: &XdpContext, p: &Packet, backend: *const Backend, word: u
 /// Sends a rewritten packet back the way the client's came.
 #[inline(always)]
 pub fn to_client(ctx: &XdpContext, p: &Packet, path: &ReturnPath, meta: Meta) -> Verdict {
-    let Some((ifindex, macs)) = return_macs(path) else {
+    // SAFETY: a reference.
+    let Some((ifindex, macs)) = (unsafe { return_macs(path) }) else {
         return Verdict::BY_FIB;
     };
     if !tag(ctx, p, meta.flags() & flags::VLAN_MASK, path.tci, macs) {
@@ -246,17 +248,20 @@ pub fn to_client(ctx: &XdpContext, p: &Packet, path: &ReturnPath, meta: Meta) ->
 
 /// Device and hardware addresses of a return path; `None` when its device is no
 /// longer ours.
+///
+/// # Safety
+/// `path` must point to a return path.
 #[inline(always)]
-pub fn return_macs(path: &ReturnPath) -> Option<(u32, [u32; 3])> {
-    let device = crate::maps::DEVICES.get_ptr(path.device as u32)?;
-    // SAFETY: in the map's value.
+pub unsafe fn return_macs(path: *const ReturnPath) -> Option<(u32, [u32; 3])> {
+    // SAFETY: by the caller, and in the map's value.
     unsafe {
+        let device = crate::maps::DEVICES.get_ptr((*path).device as u32)?;
         let ifindex = (&raw const (*device).ifindex).read_volatile();
         if ifindex == 0 {
             return None;
         }
         let mac = (&raw const (*device).mac) as usize;
-        let theirs = (&raw const path.mac) as usize;
+        let theirs = (&raw const (*path).mac) as usize;
         let high = load::<u16>(theirs + 4) as u32 | (load::<u16>(mac) as u32) << 16;
         Some((ifindex, [load(theirs), high, load(mac + 2)]))
     }
@@ -264,7 +269,7 @@ pub fn return_macs(path: &ReturnPath) -> Option<(u32, [u32; 3])> {
 
 #[inline(always)]
 fn dropped() -> Verdict {
-    count(Reason::AdjustFailed);
+    note(Reason::AdjustFailed);
     Verdict::DROP
 }
 

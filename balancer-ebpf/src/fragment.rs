@@ -7,7 +7,7 @@ use crate::forward;
 use crate::index;
 use crate::maps::{FRAGMENTS, SETTINGS};
 use crate::parse::{Fragment, Packet, proto};
-use crate::steer::{Family, Slow, icmp_proto};
+use crate::steer::{Family, Kind, icmp_proto};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::XdpContext;
 use common::Be16;
@@ -29,7 +29,7 @@ pub fn whose<F: Family>(ctx: &XdpContext, p: &mut Packet) -> Verdict {
     let first = matches!(p.fragment, Fragment::First);
     if p.proto == icmp_proto::<F>() && whole {
         return match p.transport(&frame) {
-            Ok(()) => Verdict::slow(Slow::Icmp as u32, 0),
+            Ok(()) => Verdict::next(Kind::Icmp as u32, 0),
             Err(reason) => pass(reason),
         };
     }
@@ -56,9 +56,9 @@ pub fn whose<F: Family>(ctx: &XdpContext, p: &mut Packet) -> Verdict {
     }
     let seed = SETTINGS.load().seed;
     let whose = if let Some((slot, _)) = index::frontend(&p.dst, p.dport, p.proto, seed) {
-        Verdict::slow(Slow::Forward as u32, slot)
+        Verdict::next(Kind::Forward as u32, slot)
     } else if let Some((slot, _)) = index::endpoint(&p.src, p.sport, p.proto, seed) {
-        Verdict::slow(Slow::Reply as u32, slot)
+        Verdict::next(Kind::Reply as u32, slot)
     } else {
         return pass(Reason::NotBalanced);
     };

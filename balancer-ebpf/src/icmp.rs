@@ -9,6 +9,7 @@ use crate::index;
 use crate::maps::{FRONTENDS, SETTINGS};
 use crate::parse::{Packet, proto};
 use crate::refuse::swap_macs;
+use crate::report::inconsistent;
 use crate::snat;
 use crate::steer::{By, Family, clock, find_established, find_half_open, found, owner, seen};
 use crate::verdict::Verdict;
@@ -262,7 +263,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, p: &Packet, inner: &Inner, flow: &Flo
     };
     if flow.meta.flags() & flags::SNAT != 0 {
         let Some(addr) = snat::address(flow.meta.snat_slot()) else {
-            return pass(Reason::TableInconsistent);
+            return inconsistent();
         };
         new.inner_dst = addr;
         new.inner_dport = flow.snat_port;
@@ -284,7 +285,7 @@ fn to_client<F: Family>(
     client: &Key,
 ) -> Verdict {
     let Some(frontend) = FRONTENDS.get(flow.frontend as u32) else {
-        return pass(Reason::TableInconsistent);
+        return inconsistent();
     };
     if p.ttl <= 1 {
         return pass(Reason::TtlExpired);

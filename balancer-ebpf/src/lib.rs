@@ -5,8 +5,8 @@
 //! their unit tests run; the rest needs the kernel's helpers and maps and is
 //! compiled for BPF alone.
 //!
-//! The way of a packet: `steer` (parse, whose is it, the fast path of
-//! established flows) -> `open` (everything that changes state: new flows,
+//! The way of a packet: `fast` (plain packets of established flows, and what is
+//! not ours), else `steer` (parse in full, whose is it) -> `open` (everything that changes state: new flows,
 //! handshakes, closing) -> `forward` (rewrite and send); `icmp`, `fragment` and
 //! `refuse` stand beside it.
 #![cfg_attr(target_arch = "bpf", no_std)]
@@ -21,6 +21,8 @@ pub mod plan;
 #[cfg(target_arch = "bpf")]
 pub mod count;
 #[cfg(target_arch = "bpf")]
+pub mod fast;
+#[cfg(target_arch = "bpf")]
 pub mod forward;
 #[cfg(target_arch = "bpf")]
 pub mod fragment;
@@ -34,6 +36,8 @@ pub mod maps;
 pub mod open;
 #[cfg(target_arch = "bpf")]
 pub mod refuse;
+#[cfg(target_arch = "bpf")]
+pub mod report;
 #[cfg(target_arch = "bpf")]
 pub mod select;
 #[cfg(target_arch = "bpf")]

@@ -36,6 +36,12 @@ pub static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 /// Eight bytes to pass a number through that the verifier should forget.
 #[map]
 pub static CELL: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// The reason to report of the packet at hand, plus one.
+#[map]
+pub static NOTED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+/// When each reason was last reported, by CPU.
+#[map]
+pub static REPORTED: PerCpuArray<u32> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
 #[map]
 pub static HEADER: Array<Header> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]

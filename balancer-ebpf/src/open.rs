@@ -9,6 +9,7 @@ use crate::frame::{Frame, load};
 use crate::maps::{FRONTENDS, SETTINGS};
 use crate::parse::{Fragment, Packet, proto, tcp};
 use crate::refuse;
+use crate::report::{inconsistent, note};
 use crate::select;
 use crate::snat;
 use crate::steer::{self, By, Family, clock, find_established, find_half_open, found, owner, seen};
@@ -51,7 +52,7 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
         return pass(Reason::TtlExpired);
     }
     let Some(frontend) = FRONTENDS.get(slot) else {
-        return pass(Reason::TableInconsistent);
+        return inconsistent();
     };
     let key = Key {
         addr: p.src,
@@ -233,7 +234,7 @@ fn along_half_open<F: Family>(
             free(found);
             return Next::Send(found.meta, snat_port);
         }
-        if p.tcp_flags & tcp::ACK != 0 && have & flags::ANSWERED != 0 {
+        if p.tcp_flags & (tcp::ACK | tcp::SYN) == tcp::ACK && have & flags::ANSWERED != 0 {
             let Some(t) = frame.at(p.l4 as usize, 20) else {
                 return Next::Unknown;
             };
@@ -289,7 +290,7 @@ fn establish<F: Family>(found: &Found<Flow6>, key: &Key, hash: u64, state: Meta)
         return;
     };
     if !select::put(first, second, hash, &fields, state, flows::REST_ESTABLISHED) {
-        count(Reason::FlowTableBusy);
+        note(Reason::FlowTableBusy);
         return;
     }
     // SAFETY: the flow was found in the map.
@@ -330,7 +331,7 @@ pub fn send<F: Family>(
     snat_port: Be16,
 ) -> Verdict {
     let Some(frontend) = FRONTENDS.get(slot) else {
-        return pass(Reason::TableInconsistent);
+        return inconsistent();
     };
     let frame = forward::frame(ctx);
     let Some((backend, word)) = owner(meta) else {
@@ -343,7 +344,7 @@ pub fn send<F: Family>(
     }
     if meta.flags() & flags::SNAT != 0 {
         let Some(addr) = snat::address(meta.snat_slot()) else {
-            return pass(Reason::TableInconsistent);
+            return inconsistent();
         };
         let r = Replacement::between(&p.src, p.sport, addr, snat_port);
         if !forward::rewrite::<F, false, false>(&frame, p, &r) {
@@ -512,7 +513,7 @@ fn return_to<F: Family>(ctx: &XdpContext, p: &Packet, back: &Back) -> Verdict {
     let frame = forward::frame(ctx);
     let slot = back.slot as u32;
     let Some(frontend) = FRONTENDS.get(slot) else {
-        return pass(Reason::TableInconsistent);
+        return inconsistent();
     };
     let Some((backend, _)) = owner(back.meta) else {
         return pass(Reason::FlowStale);

@@ -389,3 +389,102 @@ impl Packet {
         self.src.is_v4()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(bytes: &[u8]) -> Frame {
+        let data = bytes.as_ptr() as usize;
+        Frame {
+            data,
+            end: data + bytes.len(),
+        }
+    }
+
+    fn tcp_over_v4() -> Vec<u8> {
+        let mut f = vec![0; 14 + 20 + 20];
+        f[12..14].copy_from_slice(&[0x08, 0x00]);
+        f[14] = 0x45;
+        f[17] = 40;
+        f[22] = 64;
+        f[23] = proto::TCP;
+        f[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+        f[34..38].copy_from_slice(&[0x12, 0x34, 0, 80]);
+        f[46] = 5 << 4;
+        f[47] = tcp::SYN;
+        f
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Packet, Reason> {
+        let frame = frame(bytes);
+        let link = link(&frame)?;
+        let mut p = Packet::new(&link, 1);
+        if link.ethertype == ETH_IPV4 {
+            p.ipv4(&frame, link.l3)?;
+        } else {
+            p.ipv6(&frame, link.l3)?;
+            if p.is_extension() {
+                p.extensions(&frame)?;
+            }
+        }
+        p.transport(&frame)?;
+        Ok(p)
+    }
+
+    #[test]
+    fn a_plain_segment() {
+        let p = parse(&tcp_over_v4()).unwrap();
+        assert_eq!((p.l3, p.l4, p.end), (14, 34, 54));
+        assert_eq!(
+            (p.sport.host(), p.dport.host(), p.tcp_flags),
+            (0x1234, 80, tcp::SYN)
+        );
+        assert_eq!(p.fragment, Fragment::Whole);
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let f = tcp_over_v4();
+        for len in 0..f.len() {
+            assert!(parse(&f[..len]).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn two_tags_are_read_and_a_third_refused() {
+        let f = tcp_over_v4();
+        let tag = |n: usize| {
+            let mut t = f[..12].to_vec();
+            for i in 0..n {
+                t.extend([
+                    if i == 0 { 0x88 } else { 0x81 },
+                    if i == 0 { 0xa8 } else { 0 },
+                ]);
+                t.extend([0, 7 + i as u8]);
+            }
+            t.extend(&f[12..]);
+            t
+        };
+        let p = parse(&tag(2)).unwrap();
+        assert_eq!(p.vlan, flags::VLAN_1 | flags::VLAN_2 | flags::VLAN_OUTER_AD);
+        assert_eq!((p.tci[0].host(), p.tci[1].host(), p.l3), (7, 8, 22));
+        assert_eq!(parse(&tag(3)).unwrap_err(), Reason::TooManyVlanTags);
+    }
+
+    #[test]
+    fn contradicting_lengths_have_their_reasons() {
+        let with = |at: usize, value: u8| {
+            let mut f = tcp_over_v4();
+            f[at] = value;
+            parse(&f).unwrap_err()
+        };
+        assert_eq!(with(14, 0x55), Reason::BadIpHeader);
+        assert_eq!(with(14, 0x44), Reason::BadIpHeader);
+        assert_eq!(with(17, 19), Reason::BadIpLength);
+        assert_eq!(with(17, 41), Reason::BadIpLength);
+        assert_eq!(with(17, 39), Reason::TruncatedTransport);
+        assert_eq!(with(46, 4 << 4), Reason::BadTransportLength);
+        assert_eq!(with(46, 6 << 4), Reason::BadTransportLength);
+    }
+}

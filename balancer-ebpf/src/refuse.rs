@@ -5,6 +5,7 @@ use crate::count::{count, pass};
 use crate::forward::frame;
 use crate::frame::{Frame, load, store};
 use crate::parse::{Fragment, Packet, proto, tcp};
+use crate::report::note;
 use crate::steer::Family;
 use crate::verdict::Verdict;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
@@ -42,7 +43,7 @@ pub fn packet<F: Family>(ctx: &XdpContext, p: &Packet, policy: u8) -> Verdict {
         count(Reason::RefusedReset);
         Verdict::TX
     } else {
-        count(Reason::AdjustFailed);
+        note(Reason::AdjustFailed);
         Verdict::DROP
     }
 }

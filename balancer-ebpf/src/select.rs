@@ -2,13 +2,14 @@
 //! half-open table.
 
 use crate::atomic;
-use crate::count::{count, on_backend, on_frontend, pass};
+use crate::count::{count, on_backend, on_frontend};
 use crate::flows::{self, Entry, Fields, Key};
 use crate::forward;
 use crate::maps::{BACKENDS, CELL, CURSORS, FRONTENDS, HALF_OPEN, RINGS, SETTINGS};
 use crate::open::send;
 use crate::parse::{Packet, proto};
 use crate::refuse;
+use crate::report::{inconsistent, note};
 use crate::snat;
 use crate::steer::{self, By, Family, clock, find_established, find_half_open, found, seen};
 use crate::verdict::Verdict;
@@ -23,7 +24,7 @@ use common::{Be16, hash};
 #[inline(never)]
 pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -> Verdict {
     let Some(frontend) = FRONTENDS.get(slot) else {
-        return pass(Reason::TableInconsistent);
+        return inconsistent();
     };
     let key = Key {
         addr: p.src,
@@ -36,7 +37,7 @@ pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -
         return refused::<F>(ctx, p, slot, frontend);
     }
     let Some(backend) = BACKENDS.get_ptr(chosen) else {
-        return pass(Reason::TableInconsistent);
+        return inconsistent();
     };
     // SAFETY: in the map's value.
     let (word, endpoint) = unsafe {
@@ -64,7 +65,7 @@ pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -
         };
         let claimed = snat::claim(frontend, &owner);
         if claimed == snat::EXHAUSTED {
-            count(Reason::SnatExhausted);
+            note(Reason::SnatExhausted);
             return refused::<F>(ctx, p, slot, frontend);
         }
         snat_port = Be16(claimed as u16);
@@ -83,7 +84,7 @@ pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -
     let meta = Meta::new(chosen as u16, generation, set, now);
     if !insert(hash, &fields, meta) {
         // The peer repeats its packet, and finds the table at rest.
-        count(Reason::FlowTableBusy);
+        note(Reason::FlowTableBusy);
         return Verdict::DROP;
     }
     count(Reason::FlowNew);
@@ -214,11 +215,11 @@ pub fn put<E: Entry>(
         }
         if place.evicts() {
             // A table that holds half-open flows gives entries up after a rest.
-            count(if rest.closed == 0 {
-                Reason::HalfOpenEvicted
+            if rest.closed == 0 {
+                count(Reason::HalfOpenEvicted);
             } else {
-                Reason::FlowEvicted
-            });
+                note(Reason::FlowEvicted);
+            }
         }
     }
     true

@@ -19,8 +19,10 @@ impl Verdict {
     const REDIRECT: u64 = 3;
     /// Rewritten; where to, the kernel's routing table must say.
     pub const BY_FIB: Self = Self(4);
-    /// Not decided: first of the kinds of slow packets.
-    const SLOW: u64 = 5;
+    /// The fast path leaves the packet to the slow one.
+    pub const UNDECIDED: Self = Self(5);
+    /// First of the steps that follow parsing.
+    const STEP: u64 = 6;
 
     /// Out of another device.
     #[inline(always)]
@@ -28,17 +30,17 @@ impl Verdict {
         Self(Self::REDIRECT | (ifindex as u64) << 32)
     }
 
-    /// Not decided by the fast path: a kind of slow packet, and a slot.
+    /// Parsed: the step to take, and a slot.
     #[inline(always)]
-    pub fn slow(kind: u32, slot: u32) -> Self {
-        Self((Self::SLOW + kind as u64) | (slot as u64) << 32)
+    pub fn next(kind: u32, slot: u32) -> Self {
+        Self((Self::STEP + kind as u64) | (slot as u64) << 32)
     }
 
-    /// Kind and slot of a packet that the fast path has not decided.
+    /// Step and slot of a packet that was only parsed so far.
     #[inline(always)]
-    pub fn undecided(self) -> Option<(u32, u32)> {
-        let kind = (self.0 as u32).wrapping_sub(Self::SLOW as u32);
-        if self.0 as u32 >= Self::SLOW as u32 {
+    pub fn step(self) -> Option<(u32, u32)> {
+        let kind = (self.0 as u32).wrapping_sub(Self::STEP as u32);
+        if self.0 as u32 >= Self::STEP as u32 {
             Some((kind, (self.0 >> 32) as u32))
         } else {
             None

@@ -3,14 +3,26 @@
 //!
 //! Harness functions panic with a message that says what was expected: a test
 //! is one straight line, and what it built is taken down while it unwinds.
+//!
+//! Packet tests need less: [`packets`] describes frames, [`setup`] a small world
+//! for the kernel's tables, [`xdp`] runs the real program on one frame, [`model`]
+//! says what it must do, [`case`] and [`generator`] bring them together, and
+//! [`decode`] explains failures.
 
 pub mod agent;
 pub mod bench;
+pub mod case;
 pub mod counters;
+pub mod decode;
 pub mod demo;
+pub mod generator;
 pub mod load;
+pub mod model;
 pub mod netns;
 pub mod object;
+pub mod packets;
 pub mod process;
 pub mod server;
+pub mod setup;
 pub mod topology;
+pub mod xdp;
