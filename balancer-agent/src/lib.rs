@@ -3,9 +3,12 @@
 //! `config -> model -> reconcile -> dataplane`, never backwards. The binary is
 //! `main.rs`; the wiring is `app.rs`; tests and benchmarks use this library.
 
+pub mod admin;
+pub mod app;
 pub mod config;
 pub mod dataplane;
 pub mod model;
 pub mod nexthop;
 pub mod prober;
 pub mod reconcile;
+pub mod steering;

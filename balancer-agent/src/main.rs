@@ -1,3 +1,389 @@
-//! The `balancer` command.
+//! The `balancer` command: what can be said to it, and its exit codes.
 
-fn main() {}
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use balancer_agent::admin::client::{AskError, ask};
+use balancer_agent::admin::protocol::{Answer, BackendStatus, FlowFilter, Request};
+use balancer_agent::admin::render;
+use balancer_agent::app;
+use balancer_agent::config::{self, ConfigError};
+use balancer_agent::model::Activation;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  not done: a mistake in the file, a refusal, or a failure; standard error says which
+  2  the command line is wrong
+  3  no agent answers on the socket";
+
+#[derive(Parser)]
+#[command(name = "balancer", version, about = "Balances connections over servers, in the kernel", after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check a configuration file; changes nothing
+    #[command(after_help = EXIT_CODES)]
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+    /// Run the agent
+    #[command(after_help = EXIT_CODES)]
+    Run {
+        /// The configuration file
+        #[arg(long, short)]
+        config: PathBuf,
+        /// Print what would be changed in the kernel's tables, and end
+        #[arg(long)]
+        dry_run: bool,
+        /// What to log, such as `info` or `debug,kernel=trace`; RUST_LOG is used without
+        #[arg(long, value_name = "FILTER")]
+        log: Option<String>,
+    },
+    /// Show the node, its frontends and its backends
+    #[command(after_help = EXIT_CODES)]
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Give a backend no new flows; existing ones go on
+    #[command(after_help = EXIT_CODES)]
+    Drain {
+        /// POOL/BACKEND, or BACKEND when only one pool has it
+        backend: String,
+        /// Wait until no flow is left
+        #[arg(long)]
+        wait: bool,
+        /// Longest time to wait, such as `30s` or `10m`
+        #[arg(long, value_name = "TIME", value_parser = time, requires = "wait")]
+        timeout: Option<Duration>,
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Give a backend new flows again
+    #[command(after_help = EXIT_CODES)]
+    Activate {
+        /// POOL/BACKEND, or BACKEND when only one pool has it
+        backend: String,
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Give a backend nothing any more: existing flows are cut
+    #[command(after_help = EXIT_CODES)]
+    Stop {
+        /// POOL/BACKEND, or BACKEND when only one pool has it
+        backend: String,
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// List flows
+    #[command(after_help = EXIT_CODES)]
+    Flows {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Only how many there are
+        #[arg(long)]
+        count: bool,
+        /// Of this backend: POOL/BACKEND, or BACKEND when only one pool has it
+        #[arg(long)]
+        backend: Option<String>,
+        /// Of this frontend
+        #[arg(long)]
+        frontend: Option<String>,
+        /// Of this client
+        #[arg(long, value_name = "IP")]
+        client: Option<std::net::IpAddr>,
+        /// How many to list
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Have the agent read its configuration file again; ends when the kernel has it
+    #[command(after_help = EXIT_CODES)]
+    Reload {
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Take the program out of the kernel and forget all flows; no agent may run
+    #[command(after_help = EXIT_CODES)]
+    Unload {
+        /// Where it is pinned, when the configuration names a place
+        #[arg(long)]
+        pin_dir: Option<PathBuf>,
+        /// The configuration that names the place
+        #[arg(long, short, conflicts_with = "pin_dir")]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+struct Agent {
+    /// The agent's admin socket
+    #[arg(
+        long,
+        env = "BALANCER_SOCKET",
+        default_value = "/run/balancer.sock",
+        value_name = "PATH"
+    )]
+    socket: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A reader that has gone has no use for messages either.
+            let mut err = std::io::stderr().lock();
+            if let Some(error) = error.downcast_ref::<ConfigError>() {
+                let report = error.report(err.is_terminal());
+                let _ = writeln!(err, "{}", report.trim_end());
+            } else {
+                let _ = writeln!(err, "balancer: {}", with_causes(&error));
+            }
+            match error.downcast_ref::<AskError>() {
+                Some(AskError::NoAgent { .. }) => ExitCode::from(3),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Check { file } => check(&file),
+        Command::Run {
+            config,
+            dry_run,
+            log,
+        } => {
+            start_log(log.as_deref())?;
+            match dry_run {
+                true => say(&app::dry_run(&config)?),
+                false => app::run(&config),
+            }
+        }
+        Command::Status { json, agent } => {
+            let Answer::Status(status) = ask(&agent.socket, Request::Status)? else {
+                return Err(unexpected());
+            };
+            match json {
+                true => say_json(&status),
+                false => say(&render::status(&status)),
+            }
+        }
+        Command::Drain {
+            backend,
+            wait,
+            timeout,
+            agent,
+        } => {
+            let name = set(&agent.socket, backend, Activation::Drain)?;
+            match wait {
+                true => wait_drained(&agent.socket, &name, timeout),
+                false => Ok(()),
+            }
+        }
+        Command::Activate { backend, agent } => {
+            set(&agent.socket, backend, Activation::Active).map(drop)
+        }
+        Command::Stop { backend, agent } => {
+            set(&agent.socket, backend, Activation::Stopped).map(drop)
+        }
+        Command::Flows {
+            json,
+            count,
+            backend,
+            frontend,
+            client,
+            limit,
+            agent,
+        } => {
+            let filter = FlowFilter {
+                backend,
+                frontend,
+                client,
+                limit: if count { 0 } else { limit },
+            };
+            let Answer::Flows(list) = ask(&agent.socket, Request::Flows(filter))? else {
+                return Err(unexpected());
+            };
+            match (json, count) {
+                (true, _) => say_json(&list),
+                (false, true) => say(&format!("{}\n", list.total)),
+                (false, false) => say(&render::flows(&list)),
+            }
+        }
+        Command::Reload { agent } => {
+            let Answer::Reloaded { warnings } = ask(&agent.socket, Request::Reload)? else {
+                return Err(unexpected());
+            };
+            if !warnings.is_empty() {
+                eprintln!("{}", warnings.trim_end());
+            }
+            say("reloaded\n")
+        }
+        Command::Unload { pin_dir, config } => {
+            start_log(Some("warn"))?;
+            let pin_dir = match config {
+                Some(file) => config::load(&file)?.xdp.pin_dir,
+                None => pin_dir,
+            };
+            say(&format!("{}\n", app::unload(pin_dir.as_deref())?))
+        }
+    }
+}
+
+/// An error and its causes; those that it already quotes are left out.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn check(file: &Path) -> anyhow::Result<()> {
+    let (_, warnings) = config::load_with_warnings(file)?;
+    if !warnings.is_empty() {
+        let report = warnings.report(std::io::stderr().is_terminal());
+        eprintln!("{}", report.trim_end());
+    }
+    say("configuration is valid\n")
+}
+
+/// Sets a backend's activation and says what it means; its full name.
+fn set(socket: &Path, backend: String, activation: Activation) -> anyhow::Result<String> {
+    let asked = |request| match ask(socket, request)? {
+        Answer::Backend { pool, backend } => Ok((pool, backend)),
+        _ => Err(unexpected()),
+    };
+    // Flows that are cut go with their next packet: they are counted before.
+    let before = match activation {
+        Activation::Stopped => Some(asked(Request::Backend {
+            backend: backend.clone(),
+        })?),
+        _ => None,
+    };
+    let request = Request::Activation {
+        backend,
+        activation,
+    };
+    let (pool, backend) = asked(request)?;
+    let counted = before.map_or_else(|| flows(&backend), |(_, before)| flows(&before));
+    let name = format!("{pool}/{}", backend.name);
+    let more = match activation {
+        Activation::Active => format!("health: {}", backend.health),
+        Activation::Drain => format!("{counted} left"),
+        Activation::Stopped => format!("{counted} cut"),
+    };
+    say(&format!("{name}: {activation}; {more}\n"))?;
+    Ok(name)
+}
+
+/// Shows the number of flows going down until none is left.
+fn wait_drained(socket: &Path, name: &str, timeout: Option<Duration>) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(250);
+    let began = Instant::now();
+    let mut shown = None;
+    loop {
+        let request = Request::Backend {
+            backend: name.to_owned(),
+        };
+        let Answer::Backend { backend, .. } = ask(socket, request)? else {
+            return Err(unexpected());
+        };
+        if backend.activation == Activation::Active {
+            anyhow::bail!("{name} was activated again");
+        }
+        let left = backend.flows + backend.half_open;
+        if shown != Some(left) {
+            say(&format!("{name}: {} left\n", flows(&backend)))?;
+            shown = Some(left);
+        }
+        if left == 0 {
+            return Ok(());
+        }
+        if timeout.is_some_and(|timeout| began.elapsed() >= timeout) {
+            anyhow::bail!(
+                "{name} still has {} after the time to wait",
+                flows(&backend)
+            );
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn flows(backend: &BackendStatus) -> String {
+    match backend.flows + backend.half_open {
+        1 => "1 flow".into(),
+        n => format!("{n} flows"),
+    }
+}
+
+fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    say(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// Writes to standard output; a reader that has seen enough is no failure.
+fn say(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn unexpected() -> anyhow::Error {
+    anyhow::anyhow!("the agent answered something else than it was asked: is it another build?")
+}
+
+fn start_log(filter: Option<&str>) -> anyhow::Result<()> {
+    let filter = match filter {
+        Some(filter) => EnvFilter::try_new(filter)?,
+        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+/// A time such as `90s`, `10m` or `1500ms`.
+fn time(text: &str) -> Result<Duration, String> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = match unit {
+        "ms" => 1,
+        "s" | "" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("the unit is one of ms, s, m, h".into()),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "not a whole number and a unit")?;
+    number
+        .checked_mul(unit)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "too long".into())
+}

@@ -139,8 +139,7 @@ fn closing(p: &Packet, fin: u16) -> u16 {
 
 /// Writes a flow's new state and, where that closes it, frees its snat port.
 #[inline(always)]
-fn advance<E: Entry>(found: &Found<E>, add: u16, now: u32) -> Meta {
-    let new = found.meta.with_flags(add).with_seen(now);
+fn advance<E: Entry>(found: &Found<E>, new: Meta) -> Meta {
     if new != found.meta {
         // SAFETY: the flow was found in the map. Lost to another CPU, the flag is
         // lost too; the peer repeats its FIN, and a RST is followed by nothing.
@@ -151,6 +150,26 @@ fn advance<E: Entry>(found: &Found<E>, add: u16, now: u32) -> Meta {
         }
     }
     new
+}
+
+/// Takes the return path that a packet from the client shows, where it is new;
+/// the flow's state with the packet's tags, time and closing flags.
+#[inline(always)]
+fn follow<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now: u32) -> Meta {
+    if let Some(path) = steer::path(frame, p) {
+        // SAFETY: the flow was found in the map. A reply that reads the path at this
+        // moment may see half of it, and is repeated by its sender if it is lost.
+        unsafe {
+            let at = E::path(found.entry);
+            if (*at).mac != path.mac || (*at).device != path.device || (*at).tci != path.tci {
+                *at = path;
+            }
+        }
+    }
+    let untagged = found.meta.0 & !((flags::VLAN_MASK as u64) << 24);
+    Meta(untagged)
+        .with_flags(p.vlan | closing(p, flags::CLIENT_FIN))
+        .with_seen(now)
 }
 
 #[inline(always)]
@@ -173,7 +192,7 @@ fn along_established<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now:
         return Next::Unknown;
     };
     if word & state::STOPPED != 0 {
-        advance(found, flags::RESET, now);
+        advance(found, found.meta.with_flags(flags::RESET).with_seen(now));
         return Next::Cut;
     }
     let usable = word & state::USABLE != 0;
@@ -183,15 +202,7 @@ fn along_established<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now:
         free(found);
         return Next::Open;
     }
-    let meta = advance(found, closing(p, flags::CLIENT_FIN), now);
-    relearn(
-        frame,
-        p,
-        &Found {
-            entry: found.entry,
-            meta,
-        },
-    );
+    let meta = advance(found, follow(frame, p, found, now));
     // SAFETY: the flow was found in the map.
     Next::Send(meta, unsafe { E::snat_port(found.entry) })
 }
@@ -211,7 +222,7 @@ fn along_half_open<F: Family>(
         return Next::Unknown;
     };
     if word & state::STOPPED != 0 {
-        advance(found, flags::RESET, now);
+        advance(found, found.meta.with_flags(flags::RESET).with_seen(now));
         return Next::Cut;
     }
     let have = found.meta.flags();
@@ -247,24 +258,13 @@ fn along_half_open<F: Family>(
                 )
             };
             if ack.wrapping_sub(expected) < ACK_WINDOW {
-                let state = found
-                    .meta
-                    .with_flags(closing(p, flags::CLIENT_FIN))
-                    .with_seen(now);
+                let state = follow(frame, p, found, now);
                 establish::<F>(found, key, hash, state);
                 return Next::Send(state, snat_port);
             }
         }
     }
-    let meta = advance(found, closing(p, flags::CLIENT_FIN), now);
-    relearn(
-        frame,
-        p,
-        &Found {
-            entry: found.entry,
-            meta,
-        },
-    );
+    let meta = advance(found, follow(frame, p, found, now));
     Next::Send(meta, snat_port)
 }
 
@@ -298,27 +298,6 @@ fn establish<F: Family>(found: &Found<Flow6>, key: &Key, hash: u64, state: Meta)
     count(Reason::FlowEstablished);
     on_frontend(key.frontend as u32, |t| t.established += 1);
     on_backend(state.backend() as u32, |t| t.established += 1);
-}
-
-/// Takes the return path that a packet from the client shows, where it is new.
-#[inline(always)]
-pub fn relearn<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>) {
-    let Some(path) = steer::path(frame, p) else {
-        return;
-    };
-    // SAFETY: the flow was found in the map. A reply that reads the path at this
-    // moment may see half of it, and is repeated by its sender if it is lost.
-    unsafe {
-        let at = E::path(found.entry);
-        if (*at).mac != path.mac || (*at).device != path.device || (*at).tci != path.tci {
-            *at = path;
-        }
-    }
-    if found.meta.flags() & flags::VLAN_MASK != p.vlan {
-        let new = (found.meta.0 & !((flags::VLAN_MASK as u64) << 24)) | (p.vlan as u64) << 24;
-        // SAFETY: as above.
-        unsafe { flows::exchange(found.entry, found.meta, Meta(new)) };
-    }
 }
 
 /// Rewrites a packet from a client for the backend of its flow and sends it.
@@ -452,7 +431,8 @@ fn may_answer(meta: Meta) -> Option<u32> {
 #[inline(always)]
 fn answer_established<E: Entry>(p: &Packet, found: &Found<E>, now: u32) -> Option<Meta> {
     may_answer(found.meta)?;
-    Some(advance(found, closing(p, flags::SERVER_FIN), now))
+    let add = closing(p, flags::SERVER_FIN);
+    Some(advance(found, found.meta.with_flags(add).with_seen(now)))
 }
 
 #[inline(always)]
@@ -493,7 +473,7 @@ fn answer_half_open<F: Family>(
             }
         }
     }
-    Some(advance(found, add, now))
+    Some(advance(found, found.meta.with_flags(add).with_seen(now)))
 }
 
 /// The way back of one reply.

@@ -272,11 +272,14 @@ impl Packet {
     pub fn extensions(&mut self, frame: &Frame) -> Result<(), Reason> {
         let (mut at, mut next) = (self.l4 as usize, self.proto);
         let end = self.end as usize;
-        for _ in 0..EXTENSIONS_MAX + 1 {
+        for followed in 0..=EXTENSIONS_MAX {
             self.proto = next;
             self.l4 = at as u32;
             if !self.is_extension() {
                 return Ok(());
+            }
+            if followed == EXTENSIONS_MAX {
+                break;
             }
             if at + 8 > end {
                 return Err(Reason::TruncatedIp);

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub struct Agent {
     dir: TempDir,
     pins: PinDir,
     interfaces: Vec<String>,
+    xdp: String,
+    private_mounts: bool,
 }
 
 /// What a `balancer` command printed.
@@ -59,9 +61,23 @@ impl Agent {
         agent
     }
 
+    /// Like [`start`](Self::start), with further keys for `[xdp]`.
+    #[track_caller]
+    pub fn start_with(lab: &Lab, xdp: &str, config: &str) -> Self {
+        let mut agent = Self::prepare_with(&lab.balancer, lab.interfaces(), xdp, config);
+        agent.run();
+        agent
+    }
+
     /// Everything but the start: for tests that want to look at the start itself.
     #[track_caller]
     pub fn prepare(ns: &Netns, interfaces: &[String], config: &str) -> Self {
+        Self::prepare_with(ns, interfaces, "", config)
+    }
+
+    /// Like [`prepare`](Self::prepare), with further keys for `[xdp]`.
+    #[track_caller]
+    pub fn prepare_with(ns: &Netns, interfaces: &[String], xdp: &str, config: &str) -> Self {
         let binary =
             std::env::var_os("BALANCER_BIN").map_or_else(|| sibling("balancer"), PathBuf::from);
         let dir = tempfile::Builder::new()
@@ -75,6 +91,8 @@ impl Agent {
             dir,
             pins: PinDir::new(),
             interfaces: interfaces.to_vec(),
+            xdp: xdp.to_owned(),
+            private_mounts: false,
         };
         agent.write_config(config);
         agent
@@ -91,7 +109,14 @@ impl Agent {
     #[track_caller]
     pub fn launch(&mut self) {
         assert!(!self.running(), "the agent runs already");
-        let mut command = self.ns.command(&self.binary);
+        let mut command = if self.private_mounts {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", self.ns.name()]);
+            command.arg(&self.binary);
+            command
+        } else {
+            self.ns.command(&self.binary)
+        };
         command.args(["run", "--config"]).arg(self.config_path());
         let log = self.dir.path().join("agent.log");
         self.process = Some(Process::spawn("the agent", command, &log));
@@ -105,6 +130,22 @@ impl Agent {
             self.try_status()
                 .is_some_and(|status| status["ready"] == Value::Bool(true))
         });
+    }
+
+    /// Has the next start use another build of the agent.
+    pub fn upgrade(&mut self, binary: &Path) {
+        self.binary = binary.to_owned();
+    }
+
+    /// The build that the next start uses.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// Has the next start go by way of `ip netns exec`, which gives the process mounts
+    /// of its own, with a fresh `/sys`.
+    pub fn with_private_mounts(&mut self) {
+        self.private_mounts = true;
     }
 
     /// Whether the process runs.
@@ -146,9 +187,10 @@ impl Agent {
     pub fn write_config(&self, config: &str) {
         let list: Vec<String> = self.interfaces.iter().map(|i| format!("{i:?}")).collect();
         let text = format!(
-            "[xdp]\ninterfaces = [{}]\npin_dir = {:?}\n\n[admin]\nsocket = {:?}\n\n{config}",
+            "[xdp]\ninterfaces = [{}]\npin_dir = {:?}\n{}\n[admin]\nsocket = {:?}\n\n{config}",
             list.join(", "),
             self.pin_dir(),
+            self.xdp,
             self.socket(),
         );
         // As an editor does: whoever reads sees the old or the new, whole.

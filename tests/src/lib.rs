@@ -10,12 +10,14 @@
 //! [`decode`] explains failures.
 
 pub mod agent;
+pub mod bed;
 pub mod bench;
 pub mod case;
 pub mod counters;
 pub mod decode;
 pub mod demo;
 pub mod generator;
+pub mod icmp;
 pub mod load;
 pub mod model;
 pub mod netns;

@@ -117,7 +117,10 @@ impl Step<'_> {
             && !later
             && flags & (tcp_flags::ACK | tcp_flags::SYN) == tcp_flags::ACK
             && flow.answered
-            && flow.expected_ack == Some(parse::be32(self.frame, p.l4 + 8));
+            && flow.expected_ack.is_some_and(|expected| {
+                let beyond = parse::be32(self.frame, p.l4 + 8).wrapping_sub(expected);
+                beyond < 1 << 20
+            });
         if confirms {
             self.establish(key, flow.clone());
         } else {

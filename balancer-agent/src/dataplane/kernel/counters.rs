@@ -37,13 +37,15 @@ impl Counters {
 
     /// By [`Reason`], summed over CPUs.
     pub fn reasons(&self) -> Result<Vec<u64>, KernelError> {
+        let reasons = Reason::ALL.iter();
+        reasons.map(|reason| self.reason(*reason)).collect()
+    }
+
+    /// Of one [`Reason`].
+    pub fn reason(&self, reason: Reason) -> Result<u64, KernelError> {
         let map = lock(&self.reasons);
-        (0..Reason::ALL.len() as u32)
-            .map(|reason| {
-                let cpus = map.get(&reason, 0).map_err(KernelError::load)?;
-                Ok(cpus.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n)))
-            })
-            .collect()
+        let cpus = map.get(&(reason as u32), 0).map_err(KernelError::load)?;
+        Ok(cpus.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n)))
     }
 
     /// Of frontend slots, summed over CPUs.

@@ -100,11 +100,11 @@ impl Place {
     }
 }
 
-/// A pin directory that this process has to itself.
+/// A pin directory that this process has to itself, unless it only looks.
 #[derive(Debug)]
 pub(super) struct Instance {
     place: Place,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// What a pin directory holds.
@@ -129,7 +129,10 @@ impl Instance {
         loop {
             let lock = fs::create_dir_all(&place.dir).and_then(|()| try_lock(&place.dir));
             match lock {
-                Ok(Some(lock)) => return Ok(Self { place, _lock: lock }),
+                Ok(Some(lock)) => {
+                    let _lock = Some(lock);
+                    return Ok(Self { place, _lock });
+                }
                 Ok(None) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -140,6 +143,11 @@ impl Instance {
                 Err(e) => return Err(KernelError::io(format!("cannot lock {shown}"))(e)),
             }
         }
+    }
+
+    /// To look at only, whoever has it.
+    pub fn unlocked(place: Place) -> Self {
+        Self { place, _lock: None }
     }
 
     /// The directory, as it is shown.

@@ -25,7 +25,7 @@ mod sys;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use common::counters::Traffic;
+use common::counters::{Reason, Traffic};
 use common::flow::buckets_for;
 use common::tables::{Settings, names};
 
@@ -298,6 +298,14 @@ impl Kernel {
         self.counters.reasons()
     }
 
+    /// One of [`Kernel::reasons`].
+    ///
+    /// # Errors
+    /// As for [`Kernel::reasons`].
+    pub fn reason(&self, reason: Reason) -> Result<u64, KernelError> {
+        self.counters.reason(reason)
+    }
+
     /// Traffic of frontend slots, in their order, summed over CPUs.
     ///
     /// # Errors
@@ -412,6 +420,26 @@ fn abandon<T>(instance: &Instance, error: KernelError) -> Result<T, KernelError>
         tracing::warn!(error = %cleanup, "a failed start left pins behind");
     }
     Err(error)
+}
+
+/// The tables that are pinned for our network namespace, to look at: whether an agent
+/// runs or not. `None` when there are none.
+///
+/// # Errors
+/// See [`KernelError`]; the pins are of another layout, or damaged.
+pub fn pinned(pin_dir: Option<&Path>) -> Result<Option<Tables>, KernelError> {
+    let netns =
+        Netns::current().map_err(KernelError::io("cannot identify the network namespace"))?;
+    let Some(place) = Place::existing(pin_dir, netns)? else {
+        return Ok(None);
+    };
+    let instance = Instance::unlocked(place);
+    let State::Ready(header) = instance.state(netns)? else {
+        return Ok(None);
+    };
+    let pins = instance.maps_dir()?;
+    let maps = Maps::open(&pins, header.settings).map_err(|what| instance.damaged(what))?;
+    maps.tables(header.settings).map(Some)
 }
 
 /// Takes the program off all interfaces of our network namespace's instance and

@@ -1,0 +1,13 @@
+//! The operators' way in: a Unix socket, its protocol, and what the commands show.
+//!
+//! - `protocol.rs`: requests and answers;
+//! - `server.rs`: the socket;
+//! - `node.rs`, `status.rs`: the answers;
+//! - `client.rs`, `render.rs`: the other side of it.
+
+pub mod client;
+pub mod node;
+pub mod protocol;
+pub mod render;
+pub mod server;
+mod status;

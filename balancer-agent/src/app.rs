@@ -1,0 +1,659 @@
+//! All wiring: what a running agent is made of, in which order it starts, and how it
+//! ends. Nothing else starts a task or a thread that lives as long as the agent.
+//!
+//! ```text
+//! netlink --> next hops --+                          +--> kernel tables
+//! checks --> verdicts ----+                          |
+//! file, SIGHUP, reload ---+--> worker (one thread) --+
+//! operators --------------+                          |
+//! events, half-open flows +                          +--> signs --> checks
+//! ```
+//!
+//! Start: socket, kernel side, next hops, checks, then the worker's first round, and
+//! only then is the socket served. End: the socket goes, then the threads; the kernel
+//! program steers on.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::admin::node::{CachedCounts, Node, ReloadRequest};
+use crate::admin::protocol::{Fault, Refusal};
+use crate::admin::server::Listener;
+use crate::config;
+use crate::dataplane::Tables;
+use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
+use crate::dataplane::object;
+use crate::model::{BackendName, Config, Mode};
+use crate::nexthop::{NextHops, Watcher};
+use crate::prober::{Limits, Prober, ProberHandle, Target};
+use crate::reconcile::{Desired, Reconciler};
+use crate::steering::flowkeeper::{FlowKeeper, Watched};
+use crate::steering::overrides::{Overrides, Store};
+use crate::steering::view::{World, health_in, hops_in};
+use crate::steering::{Input, Setup, SteeringError, SteeringHandle, Worker};
+
+/// How long the first round waits for the kernel's routes.
+const HOPS_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause before netlink is opened again after it broke.
+const HOPS_PAUSE: Duration = Duration::from_secs(1);
+/// Threads for checks, netlink and operators; the rest has threads of its own.
+const RUNTIME_THREADS: usize = 2;
+/// How long what still runs at the end may take.
+const END: Duration = Duration::from_secs(1);
+/// Events that are told together at most.
+const EVENTS: usize = 1024;
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// What keeps it from starting, or made it end.
+pub fn run(path: &Path) -> anyhow::Result<()> {
+    let (config, warnings) = config::load_with_warnings(path)?;
+    if !warnings.is_empty() {
+        tracing::warn!("{warnings}");
+    }
+    check_rights(&config)?;
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(serve(path, config));
+    runtime.shutdown_timeout(END);
+    result
+}
+
+async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
+    let started = Instant::now();
+    // First, so that no signal ends the process half way.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let config = Arc::new(config);
+    let listener = Listener::bind(&config.admin.socket)?;
+    let store = Store::beside(&config.admin.socket);
+    let overrides = load_overrides(&store, &config);
+    let kernel = open_kernel(&config)?;
+
+    let mut tasks = JoinSet::new();
+    let (destinations, wanted) = watch::channel(servers(&config));
+    let (hops, seen_hops) = watch::channel(Arc::new(NextHops::default()));
+    tasks.spawn(watch_hops(wanted, hops));
+
+    let (prober, prober_handle, mut verdicts) = Prober::new(Limits::default());
+    let tables = kernel.as_ref().map(|kernel| Arc::clone(kernel.tables()));
+    let (seeds, old_hops) = match &tables {
+        Some(tables) => (health_in(tables, &config, &overrides), hops_in(tables)),
+        None => Default::default(),
+    };
+    // Before the targets: a backend that was up must not be down for a moment.
+    for (name, health) in &seeds {
+        prober_handle.seed(name, *health);
+    }
+    prober_handle.configure(targets(&config));
+    tasks.spawn(async move {
+        prober.run().await;
+    });
+
+    let mut world = World::new(Arc::clone(&config), overrides, &seeds, old_hops);
+    world.set_hops(first_hops(seen_hops.clone()).await);
+    world.set_attached(attached(kernel.as_deref()));
+
+    let (steering, inputs) = SteeringHandle::new();
+    let watched = Arc::new(ArcSwap::from_pointee(Watched::default()));
+    let worker = Worker::new(Setup {
+        world,
+        tables,
+        counters: kernel.clone(),
+        prober: prober_handle.clone(),
+        store,
+        watched: Arc::clone(&watched),
+    });
+    let (ended, mut worker_ended) = oneshot::channel();
+    let mut threads = Threads::default();
+    threads.spawn("reconcile", move || {
+        // Dropped when the worker ends, in whatever way.
+        let _ended: oneshot::Sender<()> = ended;
+        worker.run(&inputs);
+    })?;
+
+    let steering_of_verdicts = steering.clone();
+    tasks.spawn(async move {
+        let tell = |input| steering_of_verdicts.tell(input);
+        while tell(Input::Verdicts(verdicts.recv().await)).is_ok() {}
+    });
+    tasks.spawn(follow_hops(
+        seen_hops.clone(),
+        kernel.clone(),
+        steering.clone(),
+    ));
+    if let Some(kernel) = &kernel {
+        start_kernel_side(kernel, &steering, watched, &mut tasks, &mut threads)?;
+    }
+
+    let (reload, requests) = mpsc::channel(16);
+    let reloader = Reloader {
+        path: path.into(),
+        kernel: kernel.clone(),
+        steering: steering.clone(),
+        prober: prober_handle.clone(),
+        destinations,
+        current: config,
+    };
+    tasks.spawn(reloader.run(requests));
+    let node = Arc::new(Node {
+        steering: steering.clone(),
+        prober: prober_handle,
+        kernel: kernel.clone(),
+        hops: seen_hops,
+        reload: reload.clone(),
+        started,
+        counts: CachedCounts::default(),
+    });
+    // Waits for the first round.
+    steering.look().await?;
+    tracing::info!(pid = std::process::id(), "ready");
+
+    tasks.spawn(async move {
+        let answer = move |request| Arc::clone(&node).answer(request);
+        listener.serve(answer).await;
+    });
+    let result = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            _ = hangup.recv() => {
+                tasks.spawn(reload_by_signal(reload.clone()));
+            }
+            _ = &mut worker_ended => break Err(anyhow::anyhow!("the reconcile thread has failed")),
+            Some(done) = tasks.join_next() => if let Err(error) = done {
+                break Err(error.into());
+            },
+        }
+    };
+    // The socket goes with its task.
+    tasks.shutdown().await;
+    let _ = steering.tell(Input::Stop);
+    threads.join();
+    match kernel {
+        Some(kernel) => tracing::info!(
+            pin_dir = %kernel.pin_dir().display(),
+            "ending; the kernel program steers on, without checks (`balancer unload` takes it away)"
+        ),
+        None => tracing::info!("ending"),
+    }
+    result
+}
+
+/// Says what an agent that is started now would change, step by step.
+///
+/// # Errors
+/// What keeps an agent from starting; also when something wanted cannot be had.
+pub fn dry_run(path: &Path) -> anyhow::Result<String> {
+    let config = Arc::new(config::load(path)?);
+    let store = Store::beside(&config.admin.socket);
+    let overrides = load_overrides(&store, &config);
+    let tables = match kernel::pinned(config.xdp.pin_dir.as_deref())? {
+        Some(tables) => tables,
+        None => Tables::heap(Default::default()),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let hops = runtime.block_on(async {
+        let (_destinations, wanted) = watch::channel(servers(&config));
+        let (hops, seen_hops) = watch::channel(Arc::new(NextHops::default()));
+        tokio::select! {
+            () = watch_hops(wanted, hops) => Arc::default(),
+            hops = first_hops(seen_hops) => hops,
+        }
+    });
+    let seeds = health_in(&tables, &config, &overrides);
+    let old_hops = hops_in(&tables);
+    let mut world = World::new(Arc::clone(&config), overrides, &seeds, old_hops);
+    let interfaces = config.xdp.interfaces.iter();
+    let indexes = interfaces.filter_map(|name| nix::net::if_::if_nametoindex(&**name).ok());
+    world.set_attached(indexes.collect());
+    world.set_hops(hops);
+    let counts = || {
+        let now = crate::steering::flowkeeper::monotonic();
+        crate::dataplane::flows::count_by_backend(&tables, &config.timeouts, now)
+    };
+    let desired = Desired::new(&config, &world);
+    let plan = Reconciler::new().dry_run(desired, &tables, &counts, Duration::ZERO);
+    if !plan.problems.is_empty() {
+        bail!("{plan}");
+    }
+    Ok(match plan.steps.is_empty() {
+        true => "nothing to do\n".into(),
+        false => plan.to_string(),
+    })
+}
+
+/// Takes the program off the interfaces and forgets all flows. Says what was done.
+///
+/// # Errors
+/// An agent runs, or the pins can't be removed.
+pub fn unload(pin_dir: Option<&Path>) -> anyhow::Result<String> {
+    Ok(match kernel::unload(pin_dir)? {
+        Some(removed) => format!(
+            "unloaded: the program was on {} interfaces, with {} tables",
+            removed.links, removed.maps
+        ),
+        None => "nothing was loaded".into(),
+    })
+}
+
+/// The threads of the agent.
+#[derive(Default)]
+struct Threads {
+    stop: Arc<AtomicBool>,
+    running: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+        let thread = std::thread::Builder::new().name(name.into());
+        let thread = thread.spawn(work).context("cannot start a thread")?;
+        self.running.push(thread);
+        Ok(())
+    }
+
+    /// Waits for all of them; one that failed has said so itself.
+    fn join(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.running {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What steers in the kernel needs root; better to say so than to fail in the middle.
+fn check_rights(config: &Config) -> anyhow::Result<()> {
+    if !steers(config) {
+        return Ok(());
+    }
+    if object::OBJECT.is_none() {
+        bail!("{}", object::MISSING);
+    }
+    // linux/capability.h
+    const NET_ADMIN: u32 = 12;
+    const SYS_ADMIN: u32 = 21;
+    const PERFMON: u32 = 38;
+    const BPF: u32 = 39;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Without an answer the kernel will say it.
+    let Some(mask) = mask else { return Ok(()) };
+    let has = |capability: u32| mask & 1 << capability != 0;
+    if has(NET_ADMIN) && (has(SYS_ADMIN) || has(BPF) && has(PERFMON)) {
+        return Ok(());
+    }
+    bail!(
+        "steering in the kernel needs root, or the capabilities CAP_NET_ADMIN, CAP_BPF and \
+         CAP_PERFMON"
+    )
+}
+
+/// Each check takes a descriptor.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+fn load_overrides(store: &Store, config: &Config) -> Overrides {
+    let mut overrides = store.load().unwrap_or_else(|error| {
+        let path = store.path().display();
+        tracing::warn!(%path, %error, "operators' words can't be read, and are forgotten");
+        Overrides::new()
+    });
+    overrides.retain(|name, activation| {
+        let known = config
+            .pool(&name.pool)
+            .is_some_and(|pool| pool.backends.iter().any(|b| b.name == name.backend));
+        if known {
+            tracing::info!(backend = %name, %activation, "an operator's word still holds");
+        }
+        known
+    });
+    overrides
+}
+
+fn steers(config: &Config) -> bool {
+    !config.xdp.interfaces.is_empty() || config.frontends.iter().any(|f| f.mode == Mode::Xdp)
+}
+
+fn open_kernel(config: &Config) -> anyhow::Result<Option<Arc<Kernel>>> {
+    if !steers(config) {
+        tracing::info!("no interfaces are configured: nothing is steered in the kernel");
+        return Ok(None);
+    }
+    let object = object::OBJECT.context(object::MISSING)?;
+    let (kernel, opened) = Kernel::open(&KernelOptions::new(object, &config.xdp))?;
+    for warning in opened.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let how = match opened.start {
+        Start::Fresh => "made",
+        Start::Recovered => "made, after removing what a start cut short had left",
+        Start::Adopted => "taken over from an earlier agent, with their flows",
+    };
+    tracing::info!(
+        pin_dir = %opened.pin_dir.display(),
+        program_id = kernel.program_id(),
+        memory_mib = kernel.memory_bytes() >> 20,
+        "tables {how}"
+    );
+    for attached in kernel.attached() {
+        let reason = attached.reason.unwrap_or_default();
+        tracing::info!(interface = attached.interface, mode = %attached.mode, reason, "attached");
+    }
+    Ok(Some(Arc::new(kernel)))
+}
+
+fn start_kernel_side(
+    kernel: &Arc<Kernel>,
+    steering: &SteeringHandle,
+    watched: Arc<ArcSwap<Watched>>,
+    tasks: &mut JoinSet<()>,
+    threads: &mut Threads,
+) -> anyhow::Result<()> {
+    let keeper = FlowKeeper::new(
+        Arc::clone(kernel),
+        steering.clone(),
+        watched,
+        Arc::clone(&threads.stop),
+    );
+    threads.spawn("flows", || keeper.run())?;
+    if let Some(log) = kernel.log() {
+        tasks.spawn(async move {
+            if let Err(error) = log.run().await {
+                tracing::warn!(%error, "the kernel program's log can't be read any more");
+            }
+        });
+    }
+    if let Some(mut events) = kernel.events()? {
+        let steering = steering.clone();
+        tasks.spawn(async move {
+            let mut told = Vec::new();
+            loop {
+                match events.next().await {
+                    Ok(event) => told.push(event),
+                    Err(error) => {
+                        tracing::warn!(%error, "the kernel program's events can't be read any more");
+                        return;
+                    }
+                }
+                // More that are there already go along.
+                while told.len() < EVENTS {
+                    let next = tokio::time::timeout(Duration::ZERO, events.next());
+                    let Ok(Ok(event)) = next.await else { break };
+                    told.push(event);
+                }
+                if steering.tell(Input::Events(std::mem::take(&mut told))).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Keeps a watcher of the kernel's routes alive.
+async fn watch_hops(
+    mut destinations: watch::Receiver<Vec<IpAddr>>,
+    out: watch::Sender<Arc<NextHops>>,
+) {
+    loop {
+        match watch_hops_once(&mut destinations, &out).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "next hops can't be watched; trying again"),
+        }
+        tokio::time::sleep(HOPS_PAUSE).await;
+    }
+}
+
+/// `Ok` when nobody wants next hops any more.
+async fn watch_hops_once(
+    destinations: &mut watch::Receiver<Vec<IpAddr>>,
+    out: &watch::Sender<Arc<NextHops>>,
+) -> Result<(), crate::nexthop::NextHopError> {
+    let (watcher, handle, mut hops) = Watcher::new()?;
+    handle.set_destinations(destinations.borrow_and_update().clone());
+    let running = watcher.run();
+    tokio::pin!(running);
+    loop {
+        tokio::select! {
+            ended = &mut running => return ended,
+            changed = hops.changed() => if changed.is_ok() {
+                let hops = Arc::clone(&hops.borrow_and_update());
+                // A new watcher knows nothing at first; the old knowledge holds.
+                if hops.ready && out.send(hops).is_err() {
+                    return Ok(());
+                }
+            },
+            changed = destinations.changed() => match changed {
+                Ok(()) => handle.set_destinations(destinations.borrow_and_update().clone()),
+                Err(_) => return Ok(()),
+            },
+        }
+    }
+}
+
+/// The first answer of the kernel, if it comes in time.
+async fn first_hops(mut hops: watch::Receiver<Arc<NextHops>>) -> Arc<NextHops> {
+    let ready = hops.wait_for(|hops| hops.ready);
+    match tokio::time::timeout(HOPS_PATIENCE, ready).await {
+        Ok(Ok(hops)) => Arc::clone(&hops),
+        _ => {
+            tracing::warn!("the kernel's routes are not known yet; the first round is without");
+            Arc::default()
+        }
+    }
+}
+
+/// Tells the worker of next hops, and attaches again where devices have changed.
+async fn follow_hops(
+    mut hops: watch::Receiver<Arc<NextHops>>,
+    kernel: Option<Arc<Kernel>>,
+    steering: SteeringHandle,
+) {
+    let mut links = None;
+    loop {
+        let now = Arc::clone(&hops.borrow_and_update());
+        if now.ready {
+            if steering.tell(Input::Hops(Arc::clone(&now))).is_err() {
+                return;
+            }
+            if let Some(kernel) = &kernel
+                && links.as_ref() != Some(&now.links)
+            {
+                links = Some(now.links.clone());
+                if refresh(kernel).await && tell_attached(kernel, &steering).is_err() {
+                    return;
+                }
+            }
+        }
+        if hops.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn refresh(kernel: &Arc<Kernel>) -> bool {
+    let kernel = Arc::clone(kernel);
+    let refresh = move || {
+        let changed = kernel.refresh_interfaces();
+        if changed {
+            for attached in kernel.attached() {
+                tracing::info!(interface = attached.interface, mode = %attached.mode, "attached");
+            }
+            for failed in kernel.failed() {
+                tracing::warn!("not attached to {failed}");
+            }
+        }
+        changed
+    };
+    tokio::task::spawn_blocking(refresh).await.unwrap_or(false)
+}
+
+fn tell_attached(kernel: &Kernel, steering: &SteeringHandle) -> Result<(), SteeringError> {
+    steering.tell(Input::Attached(attached(Some(kernel))))
+}
+
+fn attached(kernel: Option<&Kernel>) -> Vec<u32> {
+    let attached = kernel.map(Kernel::attached).unwrap_or_default();
+    attached.iter().map(|a| a.ifindex).collect()
+}
+
+fn servers(config: &Config) -> Vec<IpAddr> {
+    let backends = config.pools.iter().flat_map(|pool| &pool.backends);
+    let mut servers: Vec<IpAddr> = backends.map(|b| b.address.ip()).collect();
+    servers.sort();
+    servers.dedup();
+    servers
+}
+
+fn targets(config: &Config) -> Vec<Target> {
+    let pools = config.pools.iter();
+    pools
+        .flat_map(|pool| {
+            pool.backends.iter().map(|backend| Target {
+                name: BackendName {
+                    pool: Arc::clone(&pool.name),
+                    backend: Arc::clone(&backend.name),
+                },
+                address: backend.address,
+                check: pool.check.clone(),
+                passive: pool.passive,
+            })
+        })
+        .collect()
+}
+
+async fn reload_by_signal(reload: mpsc::Sender<ReloadRequest>) {
+    let (reply, answer) = oneshot::channel();
+    // The answer is logged where it is made.
+    if reload.send(reply).await.is_ok() {
+        let _ = answer.await;
+    }
+}
+
+/// Reads the configuration file again, one time after the other.
+struct Reloader {
+    path: std::path::PathBuf,
+    kernel: Option<Arc<Kernel>>,
+    steering: SteeringHandle,
+    prober: ProberHandle,
+    destinations: watch::Sender<Vec<IpAddr>>,
+    current: Arc<Config>,
+}
+
+impl Reloader {
+    async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>) {
+        while let Some(request) = requests.recv().await {
+            let result = self.reload().await;
+            match &result {
+                Ok(warnings) if warnings.is_empty() => tracing::info!("configuration reloaded"),
+                Ok(warnings) => {
+                    tracing::warn!("configuration reloaded, with warnings:\n{warnings}")
+                }
+                Err(refusal) => tracing::error!("configuration not reloaded:\n{refusal}"),
+            }
+            let _ = request.send(result);
+        }
+    }
+
+    async fn reload(&mut self) -> Result<String, Refusal> {
+        let path = self.path.clone();
+        let loading = tokio::task::spawn_blocking(move || config::load_with_warnings(&path));
+        let (config, warnings) = loading
+            .await
+            .map_err(|e| Refusal::new(Fault::Agent, e.to_string()))?
+            .map_err(|e| Refusal::new(Fault::Config, e.report(false)))?;
+        self.check(&config)?;
+        let config = Arc::new(config);
+        self.set_interfaces(&config).await?;
+        // From here on nothing is refused any more.
+        self.destinations.send_replace(servers(&config));
+        self.current = Arc::clone(&config);
+        // The worker first: it must know a backend before there is a verdict on it.
+        let following = self.steering.set_config(Arc::clone(&config));
+        self.prober.configure(targets(&config));
+        following.await.map_err(|error| match error {
+            SteeringError::Incomplete(_) => Refusal::new(Fault::Kernel, error.to_string()),
+            _ => Refusal::new(Fault::Agent, error.to_string()),
+        })?;
+        Ok(match warnings.is_empty() {
+            true => String::new(),
+            false => warnings.report(false),
+        })
+    }
+
+    /// Refuses what a running agent cannot follow.
+    fn check(&self, new: &Config) -> Result<(), Refusal> {
+        let old = &self.current;
+        let mut differ = Vec::new();
+        let mut compare = |name: &str, same: bool| {
+            if !same {
+                differ.push(name.to_owned());
+            }
+        };
+        compare("[admin] socket", old.admin == new.admin);
+        compare("[xdp] pin_dir", old.xdp.pin_dir == new.xdp.pin_dir);
+        let sizes = |c: &Config| (c.xdp.flows_ipv4, c.xdp.flows_ipv6, c.xdp.half_open);
+        let resized = sizes(old) != sizes(new);
+        compare("[xdp] flows_ipv4, flows_ipv6, half_open", !resized);
+        compare(
+            "[xdp] interfaces (nothing is steered yet)",
+            self.kernel.is_some() || !steers(new),
+        );
+        if differ.is_empty() {
+            return Ok(());
+        }
+        let mut message = format!(
+            "nothing of the file was applied: a running agent can't change {}; restart the agent",
+            differ.join(", ")
+        );
+        if resized {
+            message += ", with `balancer unload` in between, which forgets all flows";
+        }
+        Err(Refusal::new(Fault::Config, message))
+    }
+
+    async fn set_interfaces(&self, new: &Config) -> Result<(), Refusal> {
+        let Some(kernel) = &self.kernel else {
+            return Ok(());
+        };
+        let old = &self.current.xdp;
+        if (&old.interfaces, old.mode) == (&new.xdp.interfaces, new.xdp.mode) {
+            return Ok(());
+        }
+        let (interfaces, mode) = (new.xdp.interfaces.clone(), new.xdp.mode);
+        let on = Arc::clone(kernel);
+        tokio::task::spawn_blocking(move || on.set_interfaces(&interfaces, mode))
+            .await
+            .map_err(|e| Refusal::new(Fault::Agent, e.to_string()))?
+            .map_err(|e| Refusal::new(Fault::Config, format!("nothing was applied: {e}")))?;
+        tell_attached(kernel, &self.steering).map_err(|e| Refusal::new(Fault::Agent, e.to_string()))
+    }
+}
