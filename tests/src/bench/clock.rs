@@ -52,6 +52,15 @@ impl Samples {
         Ok(self.0.iter().copied().fold(f64::INFINITY, f64::min))
     }
 
+    /// The greatest: what a promise is held against.
+    ///
+    /// # Errors
+    /// Without samples.
+    pub fn max(&self) -> Result<f64> {
+        ensure!(!self.0.is_empty(), "nothing was measured");
+        Ok(self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max))
+    }
+
     /// The middle one.
     ///
     /// # Errors
@@ -75,9 +84,8 @@ mod tests {
         for value in [3.0, 1.0, 2.0, 9.0, 8.0] {
             samples.add(value);
         }
-        assert_eq!(
-            (samples.min().unwrap(), samples.median().unwrap()),
-            (1.0, 3.0)
-        );
+        assert_eq!(samples.min().unwrap(), 1.0);
+        assert_eq!(samples.median().unwrap(), 3.0);
+        assert_eq!(samples.max().unwrap(), 9.0);
     }
 }

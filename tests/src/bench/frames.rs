@@ -14,6 +14,8 @@ pub enum Kind {
     Reply,
     /// A SYN from a client to the frontend.
     Syn,
+    /// A backend's SYN+ACK to a client.
+    SynAck,
     /// An ACK from a client to an address that is not balanced.
     Stranger,
 }
@@ -21,11 +23,23 @@ pub enum Kind {
 impl Kind {
     /// The wrapper that makes such packets.
     pub fn wrapper(self, v4: bool) -> &'static str {
-        match (self == Self::Reply, v4) {
+        match (self.is_reply(), v4) {
             (false, true) => "forward4",
             (false, false) => "forward6",
             (true, true) => "reply4",
             (true, false) => "reply6",
+        }
+    }
+
+    fn is_reply(self) -> bool {
+        matches!(self, Self::Reply | Self::SynAck)
+    }
+
+    fn tcp_flags(self) -> u8 {
+        match self {
+            Self::Forward | Self::Reply | Self::Stranger => ACK,
+            Self::Syn => SYN,
+            Self::SynAck => SYN | ACK,
         }
     }
 }
@@ -40,11 +54,11 @@ const PAYLOAD: usize = 6;
 /// The plan for `flows` flows, a power of two, and the first one's packet.
 ///
 /// The flows are visited at a distance that no prefetcher follows, each once per
-/// round; a SYN's numbers just count up, so that each is new.
+/// round; those of SYNs just count up, so that each is new.
 pub fn plan(side: &Side, kind: Kind, flows: u64) -> (Plan, Vec<u8>) {
     let (peer, port) = match kind {
         Kind::Forward | Kind::Syn => side.service,
-        Kind::Reply => side.server,
+        Kind::Reply | Kind::SynAck => side.server(0),
         Kind::Stranger => side.stranger,
     };
     let mut macs = [0; 12];
@@ -82,7 +96,7 @@ fn frame(side: &Side, kind: Kind, plan: &Plan) -> Vec<u8> {
     let mut frame = plan.macs.to_vec();
     let client = (side.client, FIRST_PORT);
     let peer = (plan.peer, plan.port.host());
-    let (src, dst) = if kind == Kind::Reply {
+    let (src, dst) = if kind.is_reply() {
         (peer, client)
     } else {
         (client, peer)
@@ -102,9 +116,9 @@ fn frame(side: &Side, kind: Kind, plan: &Plan) -> Vec<u8> {
     }
     frame.extend(src.1.to_be_bytes());
     frame.extend(dst.1.to_be_bytes());
-    frame.extend([0, 0, 0, 1, 0, 0, 0, 1]);
-    let flags = if kind == Kind::Syn { SYN } else { ACK };
-    frame.extend([0x50, flags, 0xff, 0xff]);
+    // Everybody's sequence number is 1, and an acknowledgement is of a SYN.
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 2]);
+    frame.extend([0x50, kind.tcp_flags(), 0xff, 0xff]);
     frame.extend(plan.l4_check.to_ne_bytes());
     frame.extend([0; 2 + PAYLOAD]);
     frame
@@ -118,14 +132,21 @@ mod tests {
     #[test]
     fn frames_are_whole_packets() {
         for v4 in [true, false] {
-            for kind in [Kind::Forward, Kind::Reply, Kind::Syn, Kind::Stranger] {
+            for kind in [
+                Kind::Forward,
+                Kind::Reply,
+                Kind::Syn,
+                Kind::SynAck,
+                Kind::Stranger,
+            ] {
                 let (_, frame) = plan(&Side::of(v4), kind, 1);
                 assert_eq!(frame.len(), if v4 { 60 } else { 80 });
                 let packet = SlicedPacket::from_ethernet(&frame).unwrap();
                 let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else {
                     panic!("no TCP");
                 };
-                assert_eq!(tcp.syn(), kind == Kind::Syn);
+                assert_eq!(tcp.syn(), matches!(kind, Kind::Syn | Kind::SynAck));
+                assert_eq!(tcp.ack(), kind != Kind::Syn);
                 assert_eq!(tcp.payload().len(), PAYLOAD);
             }
         }

@@ -5,7 +5,9 @@
 
 pub mod clock;
 pub mod figure;
+pub mod flows;
 pub mod frames;
 pub mod rig;
+pub mod scale;
 pub mod world;
 pub mod xdp;

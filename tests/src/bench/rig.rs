@@ -1,11 +1,11 @@
 //! The two objects, loaded side by side: the balancer with a small world written
 //! into its tables by hand, and the wrappers and floors that measure it.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{Map, MapData, PerCpuArray, ProgramArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use balancer_agent::dataplane::Tables;
@@ -14,7 +14,7 @@ use balancer_ebpf::plan::{self, Plan};
 use common::counters::{Reason, Traffic};
 use common::flow::buckets_for;
 use common::limits;
-use common::tables::{Header, Settings, names};
+use common::tables::{Backend, Header, Settings, names};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::clock;
@@ -76,6 +76,43 @@ impl Balancer {
             .iter()
             .map(|reason| Ok(map.get(&(*reason as u32), 0)?.iter().sum()))
             .collect()
+    }
+
+    /// Bytes of kernel memory behind all maps, as the kernel accounts for them.
+    ///
+    /// # Errors
+    /// When the account can't be read.
+    pub fn memory_bytes(&self) -> Result<u64> {
+        let mut sum = 0;
+        for (name, map) in self.ebpf.maps() {
+            let (Map::Array(data)
+            | Map::PerCpuArray(data)
+            | Map::LruHashMap(data)
+            | Map::RingBuf(data)) = map
+            else {
+                // The log of the program, and other small things.
+                continue;
+            };
+            let info = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
+            let text = std::fs::read_to_string(&info)?;
+            let bytes = text.lines().find_map(|l| l.strip_prefix("memlock:"));
+            let bytes = bytes.with_context(|| format!("no account of map {name}"))?;
+            sum += bytes.trim().parse::<u64>()?;
+        }
+        Ok(sum)
+    }
+
+    /// The state word of a backend, asked of the kernel's map and not read from
+    /// our mapping of it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn state_in_kernel(&self, slot: u16) -> Result<u32> {
+        const WORDS: usize = size_of::<Backend>() / 4;
+        let map: Array<_, [u32; WORDS]> =
+            Array::try_from(self.ebpf.map(names::BACKENDS).context("no BACKENDS")?)?;
+        let entry = map.get(&u32::from(slot), 0)?;
+        Ok(entry[std::mem::offset_of!(Backend, state) / 4])
     }
 
     /// Traffic of a frontend so far.

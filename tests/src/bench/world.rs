@@ -43,10 +43,9 @@ pub struct Side {
     pub client: Addr,
     /// What clients connect to.
     pub service: (Addr, Be16),
-    /// Where the first backend serves.
-    pub server: (Addr, Be16),
     /// An address that nobody balances.
     pub stranger: (Addr, Be16),
+    first_server: Addr,
 }
 
 fn addr(text: &str) -> Addr {
@@ -64,25 +63,16 @@ impl Side {
             backend: if v4 { 0 } else { BACKENDS },
             client: pick("10.0.0.0", "2001:db8:c::"),
             service: (pick("203.0.113.1", "2001:db8:f::1"), Be16::new(80)),
-            server: (pick("192.0.2.1", "2001:db8:5::1"), Be16::new(8080)),
             stranger: (pick("198.51.100.1", "2001:db8:99::1"), Be16::new(80)),
+            first_server: pick("192.0.2.1", "2001:db8:5::1"),
         }
     }
 
-    fn backends(&self) -> impl Iterator<Item = (u16, Addr)> + use<> {
-        let Self {
-            v4,
-            backend,
-            server: (first, _),
-            ..
-        } = *self;
-        (0..BACKENDS).map(move |n| {
-            let mut octets = first.octets();
-            octets[15] += n as u8;
-            let addr = Addr::from_octets(octets);
-            debug_assert_eq!(addr.is_v4(), v4);
-            (backend + n, addr)
-        })
+    /// Where the backend at that place in the ring serves.
+    pub fn server(&self, n: u16) -> (Addr, Be16) {
+        let mut octets = self.first_server.octets();
+        octets[15] += n as u8;
+        (Addr::from_octets(octets), Be16::new(8080))
     }
 }
 
@@ -117,9 +107,10 @@ pub fn install(tables: &Tables, egress: Egress) {
     for side in [Side::of(true), Side::of(false)] {
         let (addr, port) = side.service;
         let mut ring = RingChunk::default();
-        for (n, (slot, server)) in side.backends().enumerate() {
-            ring.0[n] = u32::from(slot);
-            install_backend(tables, slot, server, side.server.1, hop, seed);
+        for n in 0..BACKENDS {
+            let slot = side.backend + n;
+            ring.0[usize::from(n)] = u32::from(slot);
+            install_backend(tables, slot, side.server(n), hop, seed);
         }
         let chunk = u32::from(side.frontend);
         tables.rings.write(chunk, ring);
@@ -147,7 +138,8 @@ pub fn install(tables: &Tables, egress: Egress) {
     }
 }
 
-fn install_backend(tables: &Tables, slot: u16, addr: Addr, port: Be16, hop: Hop, seed: u64) {
+fn install_backend(tables: &Tables, slot: u16, server: (Addr, Be16), hop: Hop, seed: u64) {
+    let (addr, port) = server;
     let sum_endpoint = checksum::sum_endpoint(&addr, port);
     let sum_addr = checksum::fold(checksum::sum_addr(&addr));
     tables.backends.write(

@@ -293,6 +293,7 @@ fn check(kind: Kind, packets: u64, before: &Seen, after: &Seen, action: u32) -> 
         Kind::Forward => (packets, 0, None, XDP_TX),
         Kind::Reply => (0, packets, None, XDP_TX),
         Kind::Syn => (packets, 0, Some(Reason::FlowNew), XDP_TX),
+        Kind::SynAck => (0, packets, None, XDP_TX),
         Kind::Stranger => (0, 0, Some(Reason::NotBalanced), XDP_PASS),
     };
     let mut strange = Vec::new();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use balancer_tests::bench::figure::Report;
-use balancer_tests::bench::xdp;
+use balancer_tests::bench::{flows, scale, xdp};
 use clap::{Parser, Subcommand};
 
 /// Measures the balancer.
@@ -25,6 +25,10 @@ struct Arguments {
 enum What {
     /// Nanoseconds per packet of the kernel program, next to floors.
     Xdp,
+    /// A million flows at once: memory, evictions, time to count them.
+    Flows,
+    /// A thousand frontends and ten thousand backends: time until a verdict holds.
+    Scale,
 }
 
 fn main() -> Result<()> {
@@ -36,6 +40,8 @@ fn main() -> Result<()> {
     let mut report = Report::default();
     match arguments.what {
         What::Xdp => xdp::run(&mut report, xdp::Effort::new(arguments.quick))?,
+        What::Flows => flows::run(&mut report)?,
+        What::Scale => scale::run(&mut report)?,
     }
     let missed = report.missed();
     if !missed.is_empty() {
