@@ -6,7 +6,7 @@ use crate::flows::{self, Entry, Found, Key};
 use crate::forward::{self, Replacement};
 use crate::fragment;
 use crate::frame::{Frame, load};
-use crate::maps::{BACKENDS, FLOWS4, FLOWS6, HALF_OPEN, SCRATCH, SETTINGS};
+use crate::maps::{BACKENDS, DEVICES, FLOWS4, FLOWS6, HALF_OPEN, SCRATCH, SETTINGS};
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Packet, proto};
 use crate::verdict::Verdict;
 use crate::{fast, icmp, open, report};
@@ -15,7 +15,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
 use common::counters::Reason;
 use common::flow::{Flow4, Flow6, ReturnPath, SEEN_MASK, SEEN_SHIFT};
-use common::limits::DEVICES;
+use common::limits;
 use common::tables::{Backend, Frontend, Settings, state};
 use common::{Be16, hash};
 
@@ -92,16 +92,32 @@ pub enum Kind {
 /// other: the stack's 512 bytes are for the longest chain of calls.
 #[inline(always)]
 pub fn packet(ctx: &XdpContext) -> Verdict {
-    let verdict = fast(ctx.ctx);
-    if verdict != Verdict::UNDECIDED {
-        return verdict;
+    let mut verdict = fast(ctx.ctx);
+    if verdict == Verdict::UNDECIDED {
+        verdict = slow(ctx.ctx);
+        report::rare(ctx.ctx);
+        if verdict == Verdict::BY_FIB {
+            verdict = forward::by_fib(ctx.ctx);
+        }
     }
-    let verdict = slow(ctx.ctx);
-    report::rare(ctx.ctx);
-    if verdict == Verdict::BY_FIB {
-        forward::by_fib(ctx.ctx)
+    if verdict == Verdict::TX {
+        back(ctx)
     } else {
         verdict
+    }
+}
+
+/// Out of the device that it came in by. A veth device sends XDP_TX frames only
+/// while its peer has an XDP program of its own, redirected ones always.
+#[inline(always)]
+fn back(ctx: &XdpContext) -> Verdict {
+    // SAFETY: the context is the kernel's.
+    let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
+    match DEVICES.get(ingress % limits::DEVICES) {
+        Some(device) if device.no_tx != 0 && device.ifindex == ingress => {
+            Verdict::redirect(ingress)
+        }
+        _ => Verdict::TX,
     }
 }
 
@@ -325,7 +341,7 @@ pub fn path(frame: &Frame, p: &Packet) -> Option<ReturnPath> {
     let mac = unsafe { load::<[u8; 6]>(eth + 6) };
     Some(ReturnPath {
         mac,
-        device: (p.ingress % DEVICES) as u16,
+        device: (p.ingress % limits::DEVICES) as u16,
         tci: p.tci,
     })
 }

@@ -348,8 +348,11 @@ pub struct Device {
     pub ifindex: u32,
     /// Its hardware address.
     pub mac: [u8; 6],
+    /// 1 for a device that may leave XDP_TX frames lying: they go out by a
+    /// redirect to the device itself.
+    pub no_tx: u8,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
 /// A source address for `snat`.

@@ -329,7 +329,8 @@ impl World {
                 Device {
                     ifindex: *ifindex,
                     mac: *mac,
-                    reserved: [0; 6],
+                    no_tx: 0,
+                    reserved: [0; 5],
                 },
             );
         }

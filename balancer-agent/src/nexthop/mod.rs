@@ -60,6 +60,8 @@ pub struct Link {
     pub up: bool,
     /// Largest IP packet, in bytes.
     pub mtu: u32,
+    /// One end of a veth pair.
+    pub veth: bool,
 }
 
 /// Why a destination has no next hop. None of these is for ever: a change of the

@@ -32,6 +32,8 @@ pub(super) struct LinkEntry {
     pub up: bool,
     pub mtu: u32,
     pub vlan: Option<Vlan>,
+    /// One end of a veth pair.
+    pub veth: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,6 +243,7 @@ impl Table {
                         mac: entry.mac.unwrap_or_default(),
                         up: entry.up,
                         mtu: entry.mtu,
+                        veth: entry.veth,
                     };
                     (*ifindex, link)
                 })

@@ -21,6 +21,7 @@ fn link(ifindex: u32) -> LinkEntry {
         up: true,
         mtu: 1500,
         vlan: None,
+        veth: false,
     }
 }
 

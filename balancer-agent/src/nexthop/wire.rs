@@ -150,6 +150,7 @@ fn link(body: &[u8]) -> Option<LinkEntry> {
         up: flags & running == running,
         mtu: 0,
         vlan: None,
+        veth: false,
     };
     let ethernet = u16_at(body, 2)? == libc::ARPHRD_ETHER;
     let (mut parent, mut elsewhere, mut info) = (0, false, &[][..]);
@@ -167,7 +168,10 @@ fn link(body: &[u8]) -> Option<LinkEntry> {
     let (mut is_vlan, mut id, mut protocol) = (false, 0, libc::ETH_P_8021Q as u16);
     for (kind, value) in attributes(info) {
         match kind {
-            IFLA_INFO_KIND => is_vlan = text(value) == "vlan",
+            IFLA_INFO_KIND => {
+                is_vlan = text(value) == "vlan";
+                entry.veth = text(value) == "veth";
+            }
             IFLA_INFO_DATA if is_vlan => {
                 for (kind, value) in attributes(value) {
                     match kind {

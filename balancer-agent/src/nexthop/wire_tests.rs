@@ -54,6 +54,7 @@ fn a_vlan_link() {
             id: 100,
             service: true,
         }),
+        veth: false,
     };
     let attributes: &[(u16, &[u8])] = &[
         (libc::IFLA_IFNAME, b"eth0.100\0"),

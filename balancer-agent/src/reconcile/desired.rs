@@ -136,6 +136,8 @@ pub struct DeviceWanted {
     pub ifindex: u32,
     /// Its hardware address.
     pub mac: [u8; 6],
+    /// Frames go back out of it by a redirect, not by XDP_TX.
+    pub no_tx: bool,
 }
 
 impl Desired {

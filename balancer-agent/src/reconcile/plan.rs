@@ -320,6 +320,7 @@ impl Planner<'_> {
             }
             place.ifindex = device.ifindex;
             place.mac = device.mac;
+            place.no_tx = device.no_tx.into();
         }
         for (slot, device) in (0..slots).zip(wanted) {
             if self.have.image.devices.read(slot) != device {

@@ -174,6 +174,7 @@ impl View for World {
             Some(DeviceWanted {
                 ifindex,
                 mac: link.mac,
+                no_tx: link.veth,
             })
         };
         self.attached.iter().filter_map(device).collect()

@@ -100,7 +100,8 @@ pub fn install(tables: &Tables, egress: Egress) {
         let device = Device {
             ifindex,
             mac: OURS,
-            reserved: [0; 6],
+            no_tx: 0,
+            reserved: [0; 5],
         };
         tables.devices.write(ifindex % DEVICES, device);
     }

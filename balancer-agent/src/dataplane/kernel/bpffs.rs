@@ -19,7 +19,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::KernelError;
 
-const DEFAULT: &str = "/sys/fs/bpf";
+pub(super) const DEFAULT: &str = "/sys/fs/bpf";
 
 /// A bpf file system.
 #[derive(Debug)]

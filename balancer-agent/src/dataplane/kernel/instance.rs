@@ -58,7 +58,10 @@ impl Place {
     /// [`KernelError::NoBpfFs`], or [`KernelError::NotBpfFs`] for a configured one.
     pub fn choose(configured: Option<&Path>, netns: Netns) -> Result<Self, KernelError> {
         match configured {
-            Some(dir) => Self::configured(dir),
+            Some(dir) => match dir.strip_prefix(bpffs::DEFAULT) {
+                Ok(inside) => Ok(Self::inside(bpffs::find_or_mount()?, inside)),
+                Err(_) => Self::configured(dir),
+            },
             None => Ok(Self::below(bpffs::find_or_mount()?, netns)),
         }
     }
@@ -66,7 +69,10 @@ impl Place {
     /// The same without mounting; `None` when nothing can be pinned.
     pub fn existing(configured: Option<&Path>, netns: Netns) -> Result<Option<Self>, KernelError> {
         match configured {
-            Some(dir) => Self::configured(dir).map(Some),
+            Some(dir) => match dir.strip_prefix(bpffs::DEFAULT) {
+                Ok(inside) => Ok(bpffs::find().map(|fs| Self::inside(fs, inside))),
+                Err(_) => Self::configured(dir).map(Some),
+            },
             None => Ok(bpffs::find().map(|fs| Self::below(fs, netns))),
         }
     }
@@ -86,6 +92,18 @@ impl Place {
             siblings: None,
             _bpffs: None,
         })
+    }
+
+    /// A configured directory on the usual mount point, which the process may have
+    /// to reach through another mount namespace.
+    fn inside(fs: BpfFs, inside: &Path) -> Self {
+        Self {
+            dir: fs.path.join(inside),
+            shown: fs.shown.join(inside),
+            private: fs.private,
+            siblings: None,
+            _bpffs: Some(fs),
+        }
     }
 
     fn below(fs: BpfFs, netns: Netns) -> Self {

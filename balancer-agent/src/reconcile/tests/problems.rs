@@ -68,6 +68,7 @@ fn two_ports_for_one_snat_address_and_two_devices_in_one_slot() {
     let device = |ifindex| DeviceWanted {
         ifindex,
         mac: [2, 0, 0, 0, 0, 1],
+        no_tx: false,
     };
     let seen = Seen {
         devices: vec![device(2), device(2 + limits::DEVICES), device(3)],

@@ -224,6 +224,7 @@ impl World {
                     self.seen.devices.push(crate::reconcile::DeviceWanted {
                         ifindex: *which,
                         mac: [2, 0, 0, 0, 0, *last],
+                        no_tx: false,
                     });
                 }
             }
