@@ -401,8 +401,7 @@ fn unanswered_connections_are_a_sign() {
     let said = |backend: &str| {
         let log = agent.log();
         let line = format!("backend=web/{backend} health=down");
-        let found = log.lines().find(|l| l.contains(&line)).map(str::to_owned);
-        found
+        log.lines().find(|l| l.contains(&line)).map(str::to_owned)
     };
     assert!(came_true(BOUND, || said("s1").is_some()), "{}", agent.log());
     let line = said("s1").unwrap();
