@@ -11,6 +11,8 @@ pub const PLAN: &str = "PLAN";
 pub const TARGET: &str = "TARGET";
 /// Name of the map that counts packets which a floor did not find: one `u64`.
 pub const MISSES: &str = "MISSES";
+/// Name of the map that counts what reached the sink: one [`Sunk`].
+pub const SUNK: &str = "SUNK";
 /// Maps of the floors that look a flow up.
 pub const LRU: [&str; 2] = ["LRU4", "LRU6"];
 /// Maps of the floors that insert a flow.
@@ -45,8 +47,20 @@ pub struct Plan {
     pub ttl: [u8; 2],
     /// Destination and source hardware address to restore.
     pub macs: [u8; 12],
-    /// Zero.
-    pub reserved: u32,
+    /// Destination port of packets that have been translated.
+    pub sink_port: Be16,
+    /// Interface that `through` sends everything out of.
+    pub out: u16,
+}
+
+/// What reached the sink.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Sunk {
+    /// Packets to [`Plan::sink_port`].
+    pub translated: u64,
+    /// All others.
+    pub strange: u64,
 }
 
 impl Plan {

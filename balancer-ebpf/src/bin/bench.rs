@@ -9,12 +9,14 @@
 #![no_main]
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, xdp_action, xdp_md};
+use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, ProgramArray};
 use aya_ebpf::programs::XdpContext;
 use balancer_ebpf::frame::{Frame, load, store};
-use balancer_ebpf::plan::Plan;
-use common::Addr;
+use balancer_ebpf::parse::ETH_IPV4;
+use balancer_ebpf::plan::{Plan, Sunk};
+use common::{Addr, checksum};
 
 #[map]
 static PLAN: Array<Plan> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -22,6 +24,9 @@ static PLAN: Array<Plan> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 static MISSES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static SUNK: Array<Sunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// The 5-tuple of an IPv4 packet.
 #[repr(C)]
@@ -57,8 +62,12 @@ macro_rules! program {
         $(#[$doc])*
         #[unsafe(no_mangle)]
         #[unsafe(link_section = "xdp")]
-        pub extern "C" fn $name($ctx: *mut xdp_md) -> u32 {
-            match $body {
+        pub extern "C" fn $name(ctx: *mut xdp_md) -> u32 {
+            #[inline(always)]
+            fn body($ctx: *mut xdp_md) -> Option<u32> {
+                $body
+            }
+            match body(ctx) {
                 Some(action) => action,
                 None => xdp_action::XDP_ABORTED,
             }
@@ -113,6 +122,34 @@ program!(
 program!(
     /// Wrapper: IPv6, from backend to client.
     reply6, |ctx| wrap6::<false>(ctx)
+);
+
+program!(
+    /// Generator of live frames: IPv4, from client to frontend, out of the device
+    /// that they pretend to have come in by.
+    generate4, |ctx| {
+        make4::<true>(ctx)?;
+        Some(xdp_action::XDP_TX)
+    }
+);
+program!(
+    /// The same from backend to client.
+    answer4, |ctx| {
+        make4::<false>(ctx)?;
+        Some(xdp_action::XDP_TX)
+    }
+);
+program!(
+    /// Floor of the live frames: from one device to the other, untouched.
+    through, |_ctx| {
+        let plan = PLAN.get_ptr(0)?;
+        // SAFETY: the map's value; the helper takes plain numbers.
+        Some(unsafe { bpf_redirect(u32::from((*plan).out), 0) } as u32)
+    }
+);
+program!(
+    /// The end of all IPv4 frames: counted and dropped.
+    sink, |ctx| sunk(ctx)
 );
 
 #[inline(always)]
@@ -222,6 +259,20 @@ unsafe fn restore(eth: usize, plan: &Plan, ttl: usize, l4_check: usize) {
 
 #[inline(always)]
 fn wrap4<const FORWARD: bool>(ctx: *mut xdp_md) -> Option<u32> {
+    fill4::<FORWARD, false>(ctx)?;
+    // SAFETY: the map outlives the call.
+    unsafe { TARGET.tail_call(&XdpContext::new(ctx), 0) };
+    None
+}
+
+/// A packet for a real stack, which looks at the IPv4 header's checksum.
+#[inline(always)]
+fn make4<const FORWARD: bool>(ctx: *mut xdp_md) -> Option<()> {
+    fill4::<FORWARD, true>(ctx)
+}
+
+#[inline(always)]
+fn fill4<const FORWARD: bool, const CHECK: bool>(ctx: *mut xdp_md) -> Option<()> {
     let plan = PLAN.get_ptr_mut(0)?;
     let flow = advance(plan);
     // SAFETY: the map's value, which nobody changes while a program runs.
@@ -231,7 +282,14 @@ fn wrap4<const FORWARD: bool>(ctx: *mut xdp_md) -> Option<u32> {
     // SAFETY: within the 54 bytes.
     unsafe {
         restore(eth, plan, 22, 50);
-        store(eth + 24, plan.ip_check);
+        let mut check = plan.ip_check;
+        if CHECK {
+            // The plan's is that of the first flow's packet.
+            let first = checksum::fold(plan.client.v4_word() as u64);
+            let this = checksum::fold(client.v4_word() as u64);
+            check = checksum::update(check, first, this);
+        }
+        store(eth + 24, check);
         if FORWARD {
             store(eth + 26, client.v4_word());
             store(eth + 30, plan.peer.v4_word());
@@ -243,9 +301,27 @@ fn wrap4<const FORWARD: bool>(ctx: *mut xdp_md) -> Option<u32> {
             store(eth + 34, plan.port.0);
             store(eth + 36, port.0);
         }
-        TARGET.tail_call(&XdpContext::new(ctx), 0);
     }
-    None
+    Some(())
+}
+
+#[inline(always)]
+fn sunk(ctx: *mut xdp_md) -> Option<u32> {
+    let (plan, sunk) = (PLAN.get_ptr(0)?, SUNK.get_ptr_mut(0)?);
+    let Some(eth) = frame(ctx).at(0, 54) else {
+        return Some(xdp_action::XDP_DROP);
+    };
+    // SAFETY: within the 54 bytes; the maps' values, with one device that feeds this.
+    unsafe {
+        if load::<u16>(eth + 12) != ETH_IPV4 {
+            // Neighbours and multicast memberships are no part of the measurement.
+        } else if load::<u16>(eth + 36) == (*plan).sink_port.0 {
+            (*sunk).translated += 1;
+        } else {
+            (*sunk).strange += 1;
+        }
+    }
+    Some(xdp_action::XDP_DROP)
 }
 
 #[inline(always)]

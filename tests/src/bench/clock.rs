@@ -12,15 +12,32 @@ use nix::unistd::Pid;
 /// # Errors
 /// What the kernel says.
 pub fn pin() -> Result<usize> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this).context("cannot read the CPU affinity")?;
-    let cpu = (0..CpuSet::count())
-        .rev()
-        .find(|cpu| allowed.is_set(*cpu).unwrap_or(false))
-        .context("no CPU is allowed")?;
+    let last = allowed()?.last().copied().context("no CPU is allowed")?;
+    keep_on(last)
+}
+
+/// Keeps the calling thread on the `n`th of the CPUs that it may use, counted around.
+///
+/// # Errors
+/// What the kernel says.
+pub fn pin_to(n: usize) -> Result<usize> {
+    let allowed = allowed()?;
+    ensure!(!allowed.is_empty(), "no CPU is allowed");
+    keep_on(allowed[n % allowed.len()])
+}
+
+fn allowed() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0)).context("cannot read the CPU affinity")?;
+    let all = 0..CpuSet::count();
+    Ok(all
+        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
+        .collect())
+}
+
+fn keep_on(cpu: usize) -> Result<usize> {
     let mut only = CpuSet::new();
     only.set(cpu)?;
-    sched_setaffinity(this, &only).context("cannot pin the thread")?;
+    sched_setaffinity(Pid::from_raw(0), &only).context("cannot pin the thread")?;
     Ok(cpu)
 }
 

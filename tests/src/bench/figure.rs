@@ -27,7 +27,7 @@ pub struct Figure {
     pub section: String,
     /// What was measured.
     pub name: String,
-    /// The best of all runs.
+    /// The one that is judged: the best of all runs where nothing else is said.
     pub value: f64,
     /// The middle of all runs.
     pub median: f64,
@@ -138,7 +138,7 @@ fn table(figures: &[Figure]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_header([
         "",
-        "best",
+        "figure",
         "median",
         "unit",
         "compared with",

@@ -83,7 +83,8 @@ pub fn plan(side: &Side, kind: Kind, flows: u64) -> (Plan, Vec<u8>) {
         l4_check: 0x1234,
         ttl: [TTL, 0],
         macs,
-        reserved: 0,
+        sink_port: side.server(0).1,
+        out: 0,
     };
     let frame = frame(side, kind, &plan);
     if side.v4 {

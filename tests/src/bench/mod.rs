@@ -9,5 +9,7 @@ pub mod flows;
 pub mod frames;
 pub mod rig;
 pub mod scale;
+pub mod tcp;
+pub mod veth;
 pub mod world;
 pub mod xdp;

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use balancer_agent::dataplane::Tables;
 use balancer_agent::dataplane::mapped::Mapped;
-use balancer_ebpf::plan::{self, Plan};
+use balancer_ebpf::plan::{self, Plan, Sunk};
 use common::counters::{Reason, Traffic};
 use common::flow::buckets_for;
 use common::limits;
@@ -63,6 +64,14 @@ impl Balancer {
     /// When it is not loaded.
     pub fn fd(&self) -> Result<ProgramFd> {
         fd(&self.ebpf, names::PROGRAM)
+    }
+
+    /// Attaches it in the driver to a device of this thread's namespace.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach(&mut self, ifindex: u32) -> Result<XdpLink> {
+        attach(&mut self.ebpf, names::PROGRAM, ifindex)
     }
 
     /// All reasons counted so far, by their numbers.
@@ -151,6 +160,19 @@ pub struct Wrappers {
     target: ProgramArray<MapData>,
     plan: Mapped<Plan>,
     misses: Mapped<u64>,
+    sunk: Mapped<Sunk>,
+}
+
+/// `struct xdp_md` of the kernel.
+#[repr(C)]
+#[derive(Default, IntoBytes, Immutable)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
 }
 
 /// One run of a program over many packets.
@@ -162,7 +184,7 @@ pub struct Run {
     pub per_packet: f64,
 }
 
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 16] = [
     "pass",
     "mac_swap",
     "lru_hit4",
@@ -175,6 +197,10 @@ const PROGRAMS: [&str; 12] = [
     "forward6",
     "reply4",
     "reply6",
+    "generate4",
+    "answer4",
+    "sink",
+    "through",
 ];
 
 impl Wrappers {
@@ -198,6 +224,7 @@ impl Wrappers {
             target: ProgramArray::try_from(target)?,
             plan: mapped(&ebpf, plan::PLAN, 1)?,
             misses: mapped(&ebpf, plan::MISSES, 1)?,
+            sunk: mapped(&ebpf, plan::SUNK, 1)?,
             ebpf,
         })
     }
@@ -215,9 +242,48 @@ impl Wrappers {
         self.plan.write(0, plan);
     }
 
-    /// The plan, as far as it has got.
-    pub fn plan(&self) -> Plan {
-        self.plan.read(0)
+    /// What has reached the sink.
+    pub fn sunk(&self) -> Sunk {
+        self.sunk.read(0)
+    }
+
+    /// Attaches a program in the driver to a device of this thread's namespace.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach(&mut self, program: &str, ifindex: u32) -> Result<XdpLink> {
+        attach(&mut self.ebpf, program, ifindex)
+    }
+
+    /// Runs a generator: its frames really leave by the device, one of this thread's
+    /// namespace.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn run_live(
+        &mut self,
+        generator: &str,
+        frame: &[u8],
+        ifindex: u32,
+        packets: u32,
+        batch: u32,
+    ) -> Result<()> {
+        let context = XdpMd {
+            data_end: frame.len() as u32,
+            ingress_ifindex: ifindex,
+            ..XdpMd::default()
+        };
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(context.as_bytes()),
+            repeat: packets,
+            attrs: TestRunAttrs::new().xdp_live_frames(batch),
+            ..TestRunOptions::default()
+        };
+        program(&self.ebpf, generator)?
+            .test_run(options)
+            .with_context(|| format!("live frames of {generator}"))?;
+        Ok(())
     }
 
     /// Runs `wrapper` around `target` for `packets` packets. A floor that did not
@@ -232,21 +298,26 @@ impl Wrappers {
         frame: &[u8],
         packets: u32,
     ) -> Result<Run> {
-        self.target.set(0, target, 0)?;
+        self.aim(target)?;
         self.run_bare(wrapper, frame, packets)
     }
 
-    /// Runs a program of this object on its own.
+    /// Puts a program where the wrappers call it. That takes the kernel a while.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn aim(&mut self, target: &ProgramFd) -> Result<()> {
+        Ok(self.target.set(0, target, 0)?)
+    }
+
+    /// Runs a program of this object on its own, or a wrapper around what it was
+    /// aimed at before.
     ///
     /// # Errors
     /// As above.
-    pub fn run_bare(&mut self, program: &str, frame: &[u8], packets: u32) -> Result<Run> {
+    pub fn run_bare(&mut self, name: &str, frame: &[u8], packets: u32) -> Result<Run> {
         let misses = self.misses.read(0);
-        let xdp: &Xdp = self
-            .ebpf
-            .program(program)
-            .with_context(|| format!("no program {program}"))?
-            .try_into()?;
+        let xdp = program(&self.ebpf, name)?;
         let options = TestRunOptions {
             data_in: Some(frame),
             repeat: packets,
@@ -255,10 +326,10 @@ impl Wrappers {
         let before = clock::thread_time()?;
         let result = xdp
             .test_run(options)
-            .with_context(|| format!("test run of {program}"))?;
+            .with_context(|| format!("test run of {name}"))?;
         let time = clock::thread_time()? - before;
         let missed = self.misses.read(0) - misses;
-        ensure!(missed == 0, "{program} missed {missed} of {packets} flows");
+        ensure!(missed == 0, "{name} missed {missed} of {packets} flows");
         Ok(Run {
             action: result.return_value,
             per_packet: time as f64 / f64::from(packets),
@@ -270,22 +341,34 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("read {}", path.display()))
 }
 
+fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
+    let program = ebpf.program(name);
+    let program = program.with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name);
+    let program = program.with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
 fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    let program: &mut Xdp = ebpf
-        .program_mut(name)
-        .with_context(|| format!("the object has no program {name}"))?
-        .try_into()?;
-    program
-        .load()
-        .with_context(|| format!("the kernel refused {name}"))
+    let program = program_mut(ebpf, name)?;
+    let loaded = program.load();
+    loaded.with_context(|| format!("the kernel refused {name}"))
 }
 
 fn fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
-    let program: &Xdp = ebpf
-        .program(name)
-        .with_context(|| format!("no program {name}"))?
-        .try_into()?;
-    Ok(program.fd()?.try_clone()?)
+    Ok(program(ebpf, name)?.fd()?.try_clone()?)
+}
+
+fn attach(ebpf: &mut Ebpf, name: &str, ifindex: u32) -> Result<XdpLink> {
+    let program = program_mut(ebpf, name)?;
+    let link = program
+        .attach_to_if_index(ifindex, XdpMode::Driver)
+        .with_context(|| format!("attach {name}"))?;
+    Ok(program.take_link(link)?)
 }
 
 fn map_tables(ebpf: &Ebpf, settings: Settings) -> Result<Tables> {

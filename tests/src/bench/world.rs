@@ -188,11 +188,18 @@ fn insert(index: &Mapped<IndexBucket>, bucket: u32, tag: u16, slot: u16) {
 }
 
 /// Writes the flows of a range of the plan's numbers into the established table,
-/// all with the side's first backend, where the program itself would put them.
-pub fn place_flows(tables: &Tables, side: &Side, plan: &Plan, flows: std::ops::Range<u64>) {
+/// all with the side's first backend and from clients behind the device `ingress`,
+/// where the program itself would put them.
+pub fn place_flows(
+    tables: &Tables,
+    side: &Side,
+    plan: &Plan,
+    ingress: u32,
+    flows: std::ops::Range<u64>,
+) {
     let path = ReturnPath {
         mac: ROUTER,
-        device: (INGRESS % DEVICES) as u16,
+        device: (ingress % DEVICES) as u16,
         ..ReturnPath::default()
     };
     let meta = Meta::new(side.backend, GENERATION, flags::VALID | flags::ANSWERED, 0);

@@ -18,32 +18,23 @@ const NEW_FLOWS: u64 = 1 << 31;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 
-/// How long to measure.
+/// How often, and how long at a time. Short runs in quick succession meet the machine
+/// in the same mood; but each goes once over all flows.
 #[derive(Clone, Copy, Debug)]
-pub struct Effort {
+struct Effort {
     rounds: usize,
     packets: u32,
 }
 
 impl Effort {
     /// Few runs, to see that it works, or enough for figures.
-    pub fn new(quick: bool) -> Self {
-        if quick {
-            Self {
-                rounds: 3,
-                packets: 131_072,
-            }
-        } else {
-            Self {
-                rounds: 15,
-                packets: 524_288,
-            }
-        }
-    }
-
-    /// Packets of one run: all flows at least once.
-    fn packets(self, flows: u64) -> u32 {
-        self.packets.max(flows as u32)
+    fn new(quick: bool, flows: u64) -> Self {
+        let (rounds, packets) = match flows {
+            0..=65_536 => (100, 65_536),
+            _ => (20, flows.min(1_048_576) as u32),
+        };
+        let rounds = if quick { rounds / 10 } else { rounds };
+        Self { rounds, packets }
     }
 }
 
@@ -52,12 +43,9 @@ impl Effort {
 /// # Errors
 /// When a program can't be loaded, or packets did not go the way that a figure
 /// is about.
-pub fn run(report: &mut Report, effort: Effort) -> Result<()> {
+pub fn run(report: &mut Report, quick: bool) -> Result<()> {
     let cpu = clock::pin()?;
-    println!(
-        "nanoseconds of CPU time per packet, on CPU {cpu}, best and median of {} runs",
-        effort.rounds
-    );
+    println!("nanoseconds of CPU time per packet, on CPU {cpu}: least and median of many runs");
     let balancer = Balancer::load()?;
     let egress = Egress {
         servers: INGRESS,
@@ -68,7 +56,7 @@ pub fn run(report: &mut Report, effort: Effort) -> Result<()> {
         let mut bench = Bench {
             side: Side::of(v4),
             balancer: &balancer,
-            effort,
+            quick,
             placed: 0,
         };
         for kind in [Kind::Forward, Kind::Reply] {
@@ -83,7 +71,7 @@ pub fn run(report: &mut Report, effort: Effort) -> Result<()> {
 struct Bench<'a> {
     side: Side,
     balancer: &'a Balancer,
-    effort: Effort,
+    quick: bool,
     /// Flows in the established table.
     placed: u64,
 }
@@ -145,7 +133,7 @@ impl Bench<'_> {
         for flows in FLOW_COUNTS {
             let (plan, frame) = frames::plan(&self.side, kind, flows);
             let tables = &self.balancer.tables;
-            world::place_flows(tables, &self.side, &plan, self.placed..flows);
+            world::place_flows(tables, &self.side, &plan, INGRESS, self.placed..flows);
             self.placed = self.placed.max(flows);
             wrappers.set_plan(plan);
             let fill = wrappers.fd(&self.floor("lru_fill"))?;
@@ -228,8 +216,9 @@ impl Bench<'_> {
     /// A floor without the wrapper.
     fn bare(&self, wrappers: &mut Wrappers, frame: &[u8], name: &'static str) -> Result<Figure> {
         let mut samples = Samples::default();
-        for _ in 0..self.effort.rounds {
-            let run = wrappers.run_bare(name, frame, self.effort.packets)?;
+        let effort = Effort::new(self.quick, 1);
+        for _ in 0..effort.rounds {
+            let run = wrappers.run_bare(name, frame, effort.packets)?;
             samples.add(run.per_packet);
         }
         let name = format!("{}, bare", name.replace("mac_swap", "MAC swap"));
@@ -245,12 +234,13 @@ impl Bench<'_> {
         flows: u64,
         frame: &[u8],
     ) -> Result<()> {
-        let packets = match kind {
-            Kind::Syn => self.effort.packets,
-            _ => self.effort.packets(flows),
+        let Effort { rounds, packets } = match kind {
+            // Each is new, whatever their number; the tables are what matters.
+            Kind::Syn => Effort::new(self.quick, 1),
+            _ => Effort::new(self.quick, flows),
         };
         let wrapper = kind.wrapper(self.side.v4);
-        for round in 0..=self.effort.rounds {
+        for round in 0..=rounds {
             for runner in &mut *runners {
                 let before = Seen::now(self.balancer, &self.side)?;
                 let run = wrappers.run(wrapper, &runner.target, frame, packets)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use balancer_tests::bench::figure::Report;
-use balancer_tests::bench::{flows, scale, xdp};
+use balancer_tests::bench::{flows, scale, tcp, veth, xdp};
 use clap::{Parser, Subcommand};
 
 /// Measures the balancer.
@@ -23,8 +23,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Nanoseconds per packet of the kernel program, next to floors.
+    /// Nanoseconds per packet of the kernel program next to floors, then `veth`, then
+    /// `tcp`.
     Xdp,
+    /// Packets per second over veth, next to nftables DNAT.
+    Veth,
+    /// Whole TCP connections per second, next to routing and nftables DNAT.
+    Tcp,
     /// A million flows at once: memory, evictions, time to count them.
     Flows,
     /// A thousand frontends and ten thousand backends: time until a verdict holds.
@@ -37,9 +42,15 @@ fn main() -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "the benchmarks need root: they load kernel programs"
     );
-    let mut report = Report::default();
+    let (mut report, quick) = (Report::default(), arguments.quick);
     match arguments.what {
-        What::Xdp => xdp::run(&mut report, xdp::Effort::new(arguments.quick))?,
+        What::Xdp => {
+            on_a_thread(|| xdp::run(&mut report, quick))?;
+            on_a_thread(|| veth::run(&mut report, quick))?;
+            tcp::run(&mut report, quick)?;
+        }
+        What::Veth => veth::run(&mut report, quick)?,
+        What::Tcp => tcp::run(&mut report, quick)?,
         What::Flows => flows::run(&mut report)?,
         What::Scale => scale::run(&mut report)?,
     }
@@ -54,4 +65,12 @@ fn main() -> Result<()> {
         report.write(path)?;
     }
     Ok(())
+}
+
+/// Runs a measurement that pins its thread on a thread of its own.
+fn on_a_thread(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    std::thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
