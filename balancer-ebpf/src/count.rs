@@ -1,17 +1,18 @@
 //! Counters and events: one increment per packet and reason, without a lock,
 //! because each CPU has its own.
 
-use crate::maps::{BACKEND_TRAFFIC, EVENTS, FRONTEND_TRAFFIC, REASONS};
+use crate::maps::{EVENTS, counters};
 use crate::verdict::Verdict;
 use common::counters::{Reason, Traffic};
-use common::tables::Event;
+use common::limits;
+use common::tables::{Counters, Event};
 
 /// Counts a reason.
 #[inline(always)]
 pub fn count(reason: Reason) {
-    if let Some(n) = REASONS.get_ptr_mut(reason as u32) {
-        // SAFETY: this CPU's own value; XDP programs do not preempt each other.
-        unsafe { *n += 1 };
+    if let Some(counters) = counters() {
+        // SAFETY: this CPU's own value.
+        unsafe { (*counters).reasons[reason as usize] += 1 };
     }
 }
 
@@ -25,44 +26,86 @@ pub fn pass(reason: Reason) -> Verdict {
 /// Counts a packet from a client.
 #[inline(always)]
 pub fn traffic_in(frontend: u32, backend: u32, bytes: u64) {
-    on_frontend(frontend, |t| {
-        t.packets_in += 1;
-        t.bytes_in += bytes;
-    });
-    on_backend(backend, |t| {
-        t.packets_in += 1;
-        t.bytes_in += bytes;
-    });
+    if let Some(counters) = counters() {
+        for traffic in [
+            frontend_of(counters, frontend),
+            backend_of(counters, backend),
+        ] {
+            // SAFETY: this CPU's own value.
+            unsafe {
+                (*traffic).packets_in += 1;
+                (*traffic).bytes_in += bytes;
+            }
+        }
+    }
 }
 
 /// Counts a packet to a client.
 #[inline(always)]
 pub fn traffic_out(frontend: u32, backend: u32, bytes: u64) {
-    on_frontend(frontend, |t| {
-        t.packets_out += 1;
-        t.bytes_out += bytes;
-    });
-    on_backend(backend, |t| {
-        t.packets_out += 1;
-        t.bytes_out += bytes;
-    });
+    if let Some(counters) = counters() {
+        for traffic in [
+            frontend_of(counters, frontend),
+            backend_of(counters, backend),
+        ] {
+            // SAFETY: this CPU's own value.
+            unsafe {
+                (*traffic).packets_out += 1;
+                (*traffic).bytes_out += bytes;
+            }
+        }
+    }
+}
+
+/// Changes this CPU's counts of a frontend and a backend.
+#[inline(always)]
+pub fn on_both(frontend: u32, backend: u32, change: impl Fn(&mut Traffic)) {
+    if let Some(counters) = counters() {
+        // SAFETY: this CPU's own values.
+        unsafe {
+            change(&mut *frontend_of(counters, frontend));
+            change(&mut *backend_of(counters, backend));
+        }
+    }
 }
 
 /// Changes this CPU's counts of a frontend.
 #[inline(always)]
 pub fn on_frontend(slot: u32, change: impl FnOnce(&mut Traffic)) {
-    if let Some(t) = FRONTEND_TRAFFIC.get_ptr_mut(slot) {
+    if let Some(counters) = counters() {
         // SAFETY: this CPU's own value.
-        change(unsafe { &mut *t });
+        change(unsafe { &mut *frontend_of(counters, slot) });
     }
 }
 
 /// Changes this CPU's counts of a backend.
 #[inline(always)]
 pub fn on_backend(slot: u32, change: impl FnOnce(&mut Traffic)) {
-    if let Some(t) = BACKEND_TRAFFIC.get_ptr_mut(slot) {
+    if let Some(counters) = counters() {
         // SAFETY: this CPU's own value.
-        change(unsafe { &mut *t });
+        change(unsafe { &mut *backend_of(counters, slot) });
+    }
+}
+
+#[inline(always)]
+fn frontend_of(counters: *mut Counters, slot: u32) -> *mut Traffic {
+    let slot = (slot & (limits::FRONTENDS - 1)) as usize;
+    // SAFETY: the field lies in the map's value, and the slot in the field.
+    unsafe {
+        (&raw mut (*counters).frontends)
+            .cast::<Traffic>()
+            .wrapping_add(slot)
+    }
+}
+
+#[inline(always)]
+fn backend_of(counters: *mut Counters, slot: u32) -> *mut Traffic {
+    let slot = (slot & (limits::BACKENDS - 1)) as usize;
+    // SAFETY: as above.
+    unsafe {
+        (&raw mut (*counters).backends)
+            .cast::<Traffic>()
+            .wrapping_add(slot)
     }
 }
 

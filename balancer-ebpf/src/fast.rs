@@ -13,7 +13,7 @@ use crate::flows::{self, Entry, Found, Key};
 use crate::forward;
 use crate::frame::{Frame, load, store};
 use crate::index;
-use crate::maps::{FRONTENDS, SETTINGS};
+use crate::maps::{Tables, seed};
 use crate::parse::{ETH_IPV4, ETH_IPV6, proto, tcp};
 use crate::steer::{By, Family, V4, V6, clock, established, owner, seen};
 use crate::verdict::Verdict;
@@ -122,16 +122,17 @@ fn plain<F: Family>(ctx: &XdpContext, frame: &Frame, eth: usize) -> Option<Verdi
         if header::<F>() + needed > length {
             return None;
         }
-        let seed = SETTINGS.load().seed;
+        let tables = Tables::new()?;
+        let seed = seed();
         let dport = Be16(load(l4 + 2));
-        if let Some((slot, frontend)) = index::frontend(&dst::<F>(ip), dport, proto, seed) {
+        if let Some((slot, frontend)) = index::frontend(tables, &dst::<F>(ip), dport, proto, seed) {
             if !is_plain {
                 return None;
             }
             return forward::<F>(ctx, frame, eth, ip, proto, slot, frontend);
         }
         let sport = Be16(load(l4));
-        if let Some((slot, _)) = index::endpoint(&src::<F>(ip), sport, proto, seed) {
+        if let Some(slot) = index::endpoint(tables, &src::<F>(ip), sport, proto, seed) {
             if !is_plain {
                 return None;
             }
@@ -161,7 +162,7 @@ unsafe fn forward<F: Family>(
             port,
             frontend: slot as u16,
         };
-        let hash = hash::client(&key.addr, port, SETTINGS.load().seed);
+        let hash = hash::client(&key.addr, port, seed());
         let found = established::<F>(hash, &key, By::FRONTEND)?;
         let (backend, word) = owner(found.meta)?;
         let needed = state::HOP_VALID
@@ -216,14 +217,14 @@ unsafe fn reply<F: Family>(
             port,
             frontend: 0,
         };
-        let hash = hash::client(&key.addr, port, SETTINGS.load().seed);
+        let hash = hash::client(&key.addr, port, seed());
         let found = established::<F>(hash, &key, By::endpoint(endpoint))?;
         let (backend, word) = owner(found.meta)?;
         if word & state::STOPPED != 0 || found.meta.flags() & flags::VLAN_MASK != 0 {
             return None;
         }
         let slot = F::Entry::frontend(found.entry) as u32;
-        let frontend = FRONTENDS.get(slot)?;
+        let frontend = Tables::new()?.frontend(slot);
         let (ifindex, [a, b, c]) = forward::return_macs(F::Entry::path(found.entry))?;
         touch(&found);
         rewrite::<F, false>(ip, proto, backend, frontend);

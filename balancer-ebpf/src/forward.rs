@@ -2,7 +2,7 @@
 
 use crate::count::count;
 use crate::frame::{Frame, load, store};
-use crate::maps::SCRATCH;
+use crate::maps::{SCRATCH, Tables};
 use crate::parse::{ETH_IPV4, ETH_IPV6, ETH_VLAN, ETH_VLAN_AD, Fragment, Packet, proto};
 use crate::report::note;
 use crate::steer::Family;
@@ -255,12 +255,12 @@ pub fn to_client(ctx: &XdpContext, p: &Packet, path: &ReturnPath, meta: Meta) ->
 pub unsafe fn return_macs(path: *const ReturnPath) -> Option<(u32, [u32; 3])> {
     // SAFETY: by the caller, and in the map's value.
     unsafe {
-        let device = crate::maps::DEVICES.get_ptr((*path).device as u32)?;
-        let ifindex = (&raw const (*device).ifindex).read_volatile();
+        let device = Tables::new()?.device((*path).device as u32);
+        let ifindex = (&raw const device.ifindex).read_volatile();
         if ifindex == 0 {
             return None;
         }
-        let mac = (&raw const (*device).mac) as usize;
+        let mac = (&raw const device.mac) as usize;
         let theirs = (&raw const (*path).mac) as usize;
         let high = load::<u16>(theirs + 4) as u32 | (load::<u16>(mac) as u32) << 16;
         Some((ifindex, [load(theirs), high, load(mac + 2)]))

@@ -5,8 +5,9 @@
 use crate::count::pass;
 use crate::forward;
 use crate::index;
-use crate::maps::{FRAGMENTS, SETTINGS};
+use crate::maps::{FRAGMENTS, Tables, seed};
 use crate::parse::{Fragment, Packet, proto};
+use crate::report::inconsistent;
 use crate::steer::{Family, Kind, icmp_proto};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::XdpContext;
@@ -54,10 +55,13 @@ pub fn whose<F: Family>(ctx: &XdpContext, p: &mut Packet) -> Verdict {
         p.sport = Be16(*ports as u16);
         p.dport = Be16((*ports >> 16) as u16);
     }
-    let seed = SETTINGS.load().seed;
-    let whose = if let Some((slot, _)) = index::frontend(&p.dst, p.dport, p.proto, seed) {
+    let Some(tables) = Tables::new() else {
+        return inconsistent();
+    };
+    let seed = seed();
+    let whose = if let Some((slot, _)) = index::frontend(tables, &p.dst, p.dport, p.proto, seed) {
         Verdict::next(Kind::Forward as u32, slot)
-    } else if let Some((slot, _)) = index::endpoint(&p.src, p.sport, p.proto, seed) {
+    } else if let Some(slot) = index::endpoint(tables, &p.src, p.sport, p.proto, seed) {
         Verdict::next(Kind::Reply as u32, slot)
     } else {
         return pass(Reason::NotBalanced);

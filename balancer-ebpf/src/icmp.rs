@@ -6,7 +6,7 @@ use crate::flows::{Entry, Found, Key};
 use crate::forward::{self, frame};
 use crate::frame::{Frame, load, store};
 use crate::index;
-use crate::maps::{FRONTENDS, SETTINGS};
+use crate::maps::{Tables, seed};
 use crate::parse::{Packet, proto};
 use crate::refuse::swap_macs;
 use crate::report::inconsistent;
@@ -43,7 +43,10 @@ pub fn packet<F: Family>(ctx: &XdpContext, p: &Packet) -> Verdict {
 
 #[inline(always)]
 fn answer_echo<F: Family>(ctx: &XdpContext, p: &Packet) -> Verdict {
-    if index::frontend(&p.dst, Be16(0), proto::ICMP, SETTINGS.load().seed).is_none() {
+    let Some(tables) = Tables::new() else {
+        return inconsistent();
+    };
+    if index::frontend(tables, &p.dst, Be16(0), proto::ICMP, seed()).is_none() {
         return pass(Reason::NotBalanced);
     }
     let frame = frame(ctx);
@@ -185,7 +188,7 @@ fn flow<E: Entry>(found: &Found<E>) -> Flow {
 /// The flow of a client: by frontend when `exact`, else by endpoint.
 #[inline(never)]
 fn look_up<F: Family>(key: &Key, endpoint: u16, exact: bool, out: &mut Flow) -> bool {
-    let hash = hash::client(&key.addr, key.port, SETTINGS.load().seed);
+    let hash = hash::client(&key.addr, key.port, seed());
     let by = if exact {
         By::FRONTEND
     } else {
@@ -218,9 +221,12 @@ fn translate<F: Family>(ctx: &XdpContext, p: &Packet) -> Verdict {
     let Some(inner) = inner::<F>(&frame(ctx), p) else {
         return pass(Reason::IcmpErrorUnknown);
     };
-    let seed = SETTINGS.load().seed;
+    let Some(tables) = Tables::new() else {
+        return inconsistent();
+    };
+    let seed = seed();
     let mut flow = NO_FLOW;
-    if let Some((slot, _)) = index::frontend(&inner.src, inner.sport, inner.proto, seed) {
+    if let Some((slot, _)) = index::frontend(tables, &inner.src, inner.sport, inner.proto, seed) {
         let key = Key {
             addr: inner.dst,
             port: inner.dport,
@@ -229,7 +235,7 @@ fn translate<F: Family>(ctx: &XdpContext, p: &Packet) -> Verdict {
         if look_up::<F>(&key, 0, true, &mut flow) {
             return to_backend::<F>(ctx, p, &inner, &flow);
         }
-    } else if let Some((slot, _)) = index::endpoint(&inner.dst, inner.dport, inner.proto, seed) {
+    } else if let Some(slot) = index::endpoint(tables, &inner.dst, inner.dport, inner.proto, seed) {
         let owner = snat::owner(&inner.src, inner.sport, slot as u16, seen(clock()));
         let key = match &owner {
             Some(key) => *key,
@@ -292,7 +298,7 @@ fn to_client<F: Family>(
     flow: &Flow,
     client: &Key,
 ) -> Verdict {
-    let Some(frontend) = FRONTENDS.get(flow.frontend as u32) else {
+    let Some(frontend) = Tables::new().map(|t| t.frontend(flow.frontend as u32)) else {
         return inconsistent();
     };
     if p.ttl <= 1 {

@@ -1,22 +1,26 @@
 //! Whose packet is it: frontends and endpoints by address, port and protocol.
 
-use crate::maps::{ENDPOINT_INDEX, ENDPOINTS, FRONTEND_INDEX, FRONTENDS};
+use crate::maps::Tables;
 use common::limits::{ENDPOINT_INDEX_BUCKETS, FRONTEND_INDEX_BUCKETS, INDEX_BUCKET_ENTRIES};
-use common::tables::{Endpoint, Frontend, IndexBucket};
+use common::tables::{Frontend, IndexBucket};
 use common::{Addr, Be16, hash};
 
 /// The frontend at an address, port and protocol: slot and entry.
 #[inline(always)]
-pub fn frontend(addr: &Addr, port: Be16, proto: u8, seed: u64) -> Option<(u32, &'static Frontend)> {
-    let (bucket, tag) = hash::index_slot(
-        hash::service(addr, port, proto, seed),
-        FRONTEND_INDEX_BUCKETS,
-    );
-    let bucket = FRONTEND_INDEX.get_ptr(bucket)?;
+pub fn frontend(
+    tables: Tables,
+    addr: &Addr,
+    port: Be16,
+    proto: u8,
+    seed: u64,
+) -> Option<(u32, &'static Frontend)> {
+    let hash = hash::service(addr, port, proto, seed);
+    let (bucket, tag) = hash::index_slot(hash, FRONTEND_INDEX_BUCKETS);
+    let bucket = tables.frontend_bucket(bucket);
     let mut at = 0;
     while at < INDEX_BUCKET_ENTRIES {
         let slot = next(bucket, tag, &mut at)?;
-        let entry = FRONTENDS.get(slot)?;
+        let entry = tables.frontend(slot);
         if entry.addr == *addr && entry.port.0 == port.0 && entry.proto == proto {
             return Some((slot, entry));
         }
@@ -26,18 +30,16 @@ pub fn frontend(addr: &Addr, port: Be16, proto: u8, seed: u64) -> Option<(u32, &
 
 /// The endpoint at an address, port and protocol: its slot.
 #[inline(always)]
-pub fn endpoint(addr: &Addr, port: Be16, proto: u8, seed: u64) -> Option<(u32, &'static Endpoint)> {
-    let (bucket, tag) = hash::index_slot(
-        hash::service(addr, port, proto, seed),
-        ENDPOINT_INDEX_BUCKETS,
-    );
-    let bucket = ENDPOINT_INDEX.get_ptr(bucket)?;
+pub fn endpoint(tables: Tables, addr: &Addr, port: Be16, proto: u8, seed: u64) -> Option<u32> {
+    let hash = hash::service(addr, port, proto, seed);
+    let (bucket, tag) = hash::index_slot(hash, ENDPOINT_INDEX_BUCKETS);
+    let bucket = tables.endpoint_bucket(bucket);
     let mut at = 0;
     while at < INDEX_BUCKET_ENTRIES {
         let slot = next(bucket, tag, &mut at)?;
-        let entry = ENDPOINTS.get(slot)?;
+        let entry = tables.endpoint(slot);
         if entry.addr == *addr && entry.port.0 == port.0 && entry.proto == proto {
-            return Some((slot, entry));
+            return Some(slot);
         }
     }
     None

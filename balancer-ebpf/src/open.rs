@@ -2,11 +2,11 @@
 //! stopped ones, and all that the fast path leaves. `docs/kernel.md`, "Forward"
 //! and "Reply".
 
-use crate::count::{count, event, on_backend, on_frontend, pass, traffic_in, traffic_out};
+use crate::count::{count, event, on_backend, on_both, pass, traffic_in, traffic_out};
 use crate::flows::{self, Entry, Fields, Found, Key};
 use crate::forward::{self, Replacement};
 use crate::frame::{Frame, load};
-use crate::maps::{FRONTENDS, SETTINGS};
+use crate::maps::{Tables, seed};
 use crate::parse::{Fragment, Packet, proto, tcp};
 use crate::refuse;
 use crate::report::{inconsistent, note};
@@ -51,7 +51,7 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
     if p.ttl <= 1 {
         return pass(Reason::TtlExpired);
     }
-    let Some(frontend) = FRONTENDS.get(slot) else {
+    let Some(frontend) = Tables::new().map(|t| t.frontend(slot)) else {
         return inconsistent();
     };
     let key = Key {
@@ -59,7 +59,7 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
         port: p.sport,
         frontend: slot as u16,
     };
-    let hash = hash::client(&p.src, p.sport, SETTINGS.load().seed);
+    let hash = hash::client(&p.src, p.sport, seed());
     let now = seen(clock());
 
     let next = match found(find_established::<F>(hash, &key, By::FRONTEND)) {
@@ -283,7 +283,7 @@ fn establish<F: Family>(found: &Found<Flow6>, key: &Key, hash: u64, state: Meta)
             born: (&raw const (*found.entry).born).read_volatile(),
         }
     };
-    let mask = F::mask(&SETTINGS.load());
+    let mask = F::mask();
     let first = F::bucket(hash::first_bucket(hash, mask));
     let second = F::bucket(hash::second_bucket(hash, mask));
     let (Some(first), Some(second)) = (first, second) else {
@@ -296,8 +296,9 @@ fn establish<F: Family>(found: &Found<Flow6>, key: &Key, hash: u64, state: Meta)
     // SAFETY: the flow was found in the map.
     unsafe { flows::exchange(found.entry, found.meta, Meta::FREE) };
     count(Reason::FlowEstablished);
-    on_frontend(key.frontend as u32, |t| t.established += 1);
-    on_backend(state.backend() as u32, |t| t.established += 1);
+    on_both(key.frontend as u32, state.backend() as u32, |t| {
+        t.established += 1;
+    });
 }
 
 /// Rewrites a packet from a client for the backend of its flow and sends it.
@@ -309,7 +310,7 @@ pub fn send<F: Family>(
     meta: Meta,
     snat_port: Be16,
 ) -> Verdict {
-    let Some(frontend) = FRONTENDS.get(slot) else {
+    let Some(frontend) = Tables::new().map(|t| t.frontend(slot)) else {
         return inconsistent();
     };
     let frame = forward::frame(ctx);
@@ -357,7 +358,7 @@ pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict 
     } else {
         By::endpoint(endpoint as u16)
     };
-    let hash = hash::client(&key.addr, key.port, SETTINGS.load().seed);
+    let hash = hash::client(&key.addr, key.port, seed());
 
     let flow = found(find_established::<F>(hash, &key, by));
     if let Some(found) = flow
@@ -507,7 +508,7 @@ struct Back {
 fn return_to<F: Family>(ctx: &XdpContext, p: &Packet, back: &Back) -> Verdict {
     let frame = forward::frame(ctx);
     let slot = back.slot as u32;
-    let Some(frontend) = FRONTENDS.get(slot) else {
+    let Some(frontend) = Tables::new().map(|t| t.frontend(slot)) else {
         return inconsistent();
     };
     let Some((backend, _)) = owner(back.meta) else {

@@ -2,10 +2,10 @@
 //! half-open table.
 
 use crate::atomic;
-use crate::count::{count, on_backend, on_frontend};
+use crate::count::{count, on_both, on_frontend};
 use crate::flows::{self, Entry, Fields, Key};
 use crate::forward;
-use crate::maps::{BACKENDS, CELL, CURSORS, FRONTENDS, HALF_OPEN, RINGS, SETTINGS};
+use crate::maps::{CELL, HALF_OPEN, Tables, half_open_mask};
 use crate::open::send;
 use crate::parse::{Packet, proto};
 use crate::refuse;
@@ -23,9 +23,10 @@ use common::{Be16, hash};
 /// Steers the first packet of a flow.
 #[inline(never)]
 pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -> Verdict {
-    let Some(frontend) = FRONTENDS.get(slot) else {
+    let Some(tables) = Tables::new() else {
         return inconsistent();
     };
+    let frontend = tables.frontend(slot);
     let key = Key {
         addr: p.src,
         port: p.sport,
@@ -36,9 +37,7 @@ pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -
         count(Reason::NoBackend);
         return refused::<F>(ctx, p, slot, frontend);
     }
-    let Some(backend) = BACKENDS.get_ptr(chosen) else {
-        return inconsistent();
-    };
+    let backend = tables.backend(chosen);
     // SAFETY: in the map's value.
     let (word, endpoint) = unsafe {
         (
@@ -88,8 +87,7 @@ pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -
         return Verdict::DROP;
     }
     count(Reason::FlowNew);
-    on_frontend(slot, |t| t.flows += 1);
-    on_backend(chosen, |t| t.flows += 1);
+    on_both(slot, chosen, |t| t.flows += 1);
     send::<F>(ctx, p, slot, meta, snat_port)
 }
 
@@ -106,9 +104,10 @@ const NONE: u32 = u32::MAX;
 fn choose<F: Family>(slot: u32, frontend: &Frontend, key: &Key, hash: u64) -> u32 {
     // SAFETY: in the map's value; one load, so that the ring is of one piece.
     let ring = RingRef::from_word(unsafe { (&raw const frontend.ring).read_volatile() });
-    let Some(cursor) = CURSORS.get_ptr_mut(slot) else {
+    let Some(tables) = Tables::new() else {
         return NONE;
     };
+    let cursor = tables.cursor(slot);
     if ring.len == 0 {
         return NONE;
     }
@@ -120,17 +119,13 @@ fn choose<F: Family>(slot: u32, frontend: &Frontend, key: &Key, hash: u64) -> u3
         // SAFETY: in the map's value, and only used by atomics here.
         let position = unsafe { atomic::count_up(&raw mut (*cursor).position) };
         let at = (position % ring.len as u64) as u32;
-        let Some(chunk) = RINGS.get_ptr(ring.chunk + at / RING_CHUNK_SLOTS) else {
-            return NONE;
-        };
+        let chunk = tables.chunk(ring.chunk + at / RING_CHUNK_SLOTS);
         // SAFETY: within the chunk.
         let chosen = unsafe {
             let slots = (&raw const (*chunk).0).cast::<u32>();
             slots.add((at % RING_CHUNK_SLOTS) as usize).read_volatile()
         };
-        let Some(backend) = BACKENDS.get_ptr(chosen) else {
-            return NONE;
-        };
+        let backend = tables.backend(chosen);
         // SAFETY: in the map's value.
         let (word, endpoint) = unsafe {
             (
@@ -169,7 +164,7 @@ fn taken<F: Family>(key: &Key, hash: u64, endpoint: u16) -> bool {
 /// Puts a new flow into the half-open table.
 #[inline(never)]
 fn insert(hash: u64, fields: &Fields, meta: Meta) -> bool {
-    let mask = SETTINGS.load().half_open_mask;
+    let mask = half_open_mask();
     let first = HALF_OPEN.get_ptr_mut(hash::first_bucket(hash, mask));
     let second = HALF_OPEN.get_ptr_mut(hash::second_bucket(hash, mask));
     let (Some(first), Some(second)) = (first, second) else {

@@ -4,7 +4,7 @@
 
 use crate::atomic;
 use crate::flows::Key;
-use crate::maps::{SNAT_ADDRESSES, SNAT_PORTS};
+use crate::maps::{SNAT_PORTS, Tables};
 use common::flow::{CLOSED_REST, Meta, flags};
 use common::limits::{SNAT_ADDRESSES as ADDRESSES, SNAT_PORTS as PORTS, SNAT_TRIES};
 use common::tables::{Frontend, SnatPort};
@@ -30,11 +30,12 @@ pub struct Owner {
 /// The address at a slot, if there is one.
 #[inline(always)]
 pub fn address(slot: u8) -> Option<Addr> {
-    let entry = SNAT_ADDRESSES.get(slot as u32)?;
-    if entry.addr == Addr::UNSPECIFIED {
+    // SAFETY: in the map's value; a slot that a flow names is not written to.
+    let addr = unsafe { (*Tables::new()?.snat(slot as u32)).addr };
+    if addr == Addr::UNSPECIFIED {
         None
     } else {
-        Some(entry.addr)
+        Some(addr)
     }
 }
 
@@ -63,7 +64,7 @@ pub fn claim(frontend: &Frontend, owner: &Owner) -> u32 {
     let at = (owner.key.addr.v4_word() ^ owner.key.port.0 as u32) % count;
     // By shifting, since the verifier does not follow a remainder as an index.
     let slot = (u64::from_le_bytes(frontend.snat) >> (at * 8)) as u32 & (ADDRESSES - 1);
-    let Some(address) = SNAT_ADDRESSES.get_ptr_mut(slot) else {
+    let Some(address) = Tables::new().map(|t| t.snat(slot)) else {
         return EXHAUSTED;
     };
     // SAFETY: in the map's value.
@@ -109,8 +110,8 @@ pub fn claim(frontend: &Frontend, owner: &Owner) -> u32 {
 pub fn owner(addr: &Addr, to: Be16, endpoint: u16, now: u32) -> Option<Key> {
     let mut slot = 0;
     while slot < ADDRESSES {
-        let address = SNAT_ADDRESSES.get(slot)?;
-        if address.addr == *addr {
+        // SAFETY: in the map's value.
+        if unsafe { (*Tables::new()?.snat(slot)).addr } == *addr {
             return owner_at(slot, to, endpoint, now);
         }
         slot += 1;

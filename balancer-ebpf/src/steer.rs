@@ -6,7 +6,7 @@ use crate::flows::{self, Entry, Found, Key};
 use crate::forward::{self, Replacement};
 use crate::fragment;
 use crate::frame::{Frame, load};
-use crate::maps::{BACKENDS, DEVICES, FLOWS4, FLOWS6, HALF_OPEN, SCRATCH, SETTINGS};
+use crate::maps::{self, FLOWS4, FLOWS6, HALF_OPEN, SCRATCH, Tables, half_open_mask};
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Packet, proto};
 use crate::verdict::Verdict;
 use crate::{fast, icmp, open, report};
@@ -16,7 +16,7 @@ use aya_ebpf::programs::XdpContext;
 use common::counters::Reason;
 use common::flow::{Flow4, Flow6, ReturnPath, SEEN_MASK, SEEN_SHIFT};
 use common::limits;
-use common::tables::{Backend, Frontend, Settings, state};
+use common::tables::{Backend, Frontend, state};
 use common::{Be16, hash};
 
 /// What differs between the two IP versions beyond the headers.
@@ -28,7 +28,7 @@ pub trait Family {
     /// First entry of the bucket.
     fn bucket(index: u32) -> Option<*mut Self::Entry>;
     /// Buckets less one.
-    fn mask(settings: &Settings) -> u32;
+    fn mask() -> u32;
 }
 
 /// IPv4.
@@ -44,8 +44,8 @@ impl Family for V4 {
         Some(FLOWS4.get_ptr_mut(index)?.cast())
     }
     #[inline(always)]
-    fn mask(settings: &Settings) -> u32 {
-        settings.flow4_mask
+    fn mask() -> u32 {
+        maps::flow4_mask()
     }
 }
 
@@ -57,8 +57,8 @@ impl Family for V6 {
         Some(FLOWS6.get_ptr_mut(index)?.cast())
     }
     #[inline(always)]
-    fn mask(settings: &Settings) -> u32 {
-        settings.flow6_mask
+    fn mask() -> u32 {
+        maps::flow6_mask()
     }
 }
 
@@ -113,7 +113,7 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
 fn back(ctx: &XdpContext) -> Verdict {
     // SAFETY: the context is the kernel's.
     let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
-    match DEVICES.get(ingress % limits::DEVICES) {
+    match Tables::new().map(|t| t.device(ingress)) {
         Some(device) if device.no_tx != 0 && device.ifindex == ingress => {
             Verdict::redirect(ingress)
         }
@@ -230,7 +230,7 @@ unsafe fn look<E: Entry>(bucket: *mut E, home: usize, key: &Key, by: By) -> Opti
 /// Looks in both buckets of the established table.
 #[inline(always)]
 pub fn established<F: Family>(hash: u64, key: &Key, by: By) -> Option<Found<F::Entry>> {
-    let (mask, home) = (F::mask(&SETTINGS.load()), hash::home(hash));
+    let (mask, home) = (F::mask(), hash::home(hash));
     // SAFETY: buckets of the map.
     unsafe {
         let found = look(F::bucket(hash::first_bucket(hash, mask))?, home, key, by);
@@ -253,7 +253,7 @@ pub fn find_established<F: Family>(hash: u64, key: &Key, by: By) -> *mut F::Entr
 /// Looks in both buckets of the half-open table; null where there is none.
 #[inline(never)]
 pub fn find_half_open(hash: u64, key: &Key, by: By) -> *mut Flow6 {
-    let (mask, home) = (SETTINGS.load().half_open_mask, hash::home(hash));
+    let (mask, home) = (half_open_mask(), hash::home(hash));
     let first = HALF_OPEN.get_ptr_mut(hash::first_bucket(hash, mask));
     let second = HALF_OPEN.get_ptr_mut(hash::second_bucket(hash, mask));
     let (Some(first), Some(second)) = (first, second) else {
@@ -287,7 +287,7 @@ pub fn found<E: Entry>(entry: *mut E) -> Option<Found<E>> {
 /// the flow was made for.
 #[inline(always)]
 pub fn owner(meta: common::flow::Meta) -> Option<(*const Backend, u32)> {
-    let backend = BACKENDS.get_ptr(meta.backend() as u32)?;
+    let backend = Tables::new()?.backend(meta.backend() as u32);
     // SAFETY: in the map's value.
     let word = unsafe { (&raw const (*backend).state).read_volatile() };
     let current =

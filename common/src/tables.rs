@@ -5,7 +5,8 @@
 //! Fields that change while packets flow are single words (`state`, `ring`);
 //! everything else is written before an index or a ring first names the slot.
 
-use crate::limits::{INDEX_BUCKET_ENTRIES, RING_CHUNK_SLOTS};
+use crate::counters::{Reason, Traffic};
+use crate::limits::{self, INDEX_BUCKET_ENTRIES, RING_CHUNK_SLOTS};
 use crate::{Addr, Be16};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -13,24 +14,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub mod names {
     /// `Array<Header>`, one entry.
     pub const HEADER: &str = "HEADER";
-    /// `Array<Frontend>`.
-    pub const FRONTENDS: &str = "FRONTENDS";
-    /// `Array<IndexBucket>`: address, port, protocol to frontend slot.
-    pub const FRONTEND_INDEX: &str = "FRONTEND_INDEX";
-    /// `Array<u64>`, 64 bytes apart: the round-robin position of each frontend.
-    pub const CURSORS: &str = "CURSORS";
-    /// `Array<RingChunk>`.
-    pub const RINGS: &str = "RINGS";
-    /// `Array<Backend>`.
-    pub const BACKENDS: &str = "BACKENDS";
-    /// `Array<Endpoint>`.
-    pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// `Array<IndexBucket>`: address, port, protocol to endpoint slot.
-    pub const ENDPOINT_INDEX: &str = "ENDPOINT_INDEX";
-    /// `Array<Device>`.
-    pub const DEVICES: &str = "DEVICES";
-    /// `Array<SnatAddress>`.
-    pub const SNAT_ADDRESSES: &str = "SNAT_ADDRESSES";
+    /// `Array<Forwarding>`, one entry: a single lookup gives the program all of it.
+    pub const FORWARDING: &str = "FORWARDING";
     /// `Array<SnatPort>`: address slot times 65,536 plus port.
     pub const SNAT_PORTS: &str = "SNAT_PORTS";
     /// `Array<Bucket<Flow4>>`: established IPv4 flows.
@@ -41,41 +26,56 @@ pub mod names {
     pub const HALF_OPEN: &str = "HALF_OPEN";
     /// `LruHash<FragmentKey, u32>`: ports of fragmented datagrams.
     pub const FRAGMENTS: &str = "FRAGMENTS";
-    /// `PerCpuArray<u64>`, by [`crate::counters::Reason`].
-    pub const REASONS: &str = "REASONS";
-    /// `PerCpuArray<Traffic>`, by frontend slot.
-    pub const FRONTEND_TRAFFIC: &str = "FRONTEND_TRAFFIC";
-    /// `PerCpuArray<Traffic>`, by backend slot.
-    pub const BACKEND_TRAFFIC: &str = "BACKEND_TRAFFIC";
+    /// `Array<Counters>`, one entry for each CPU.
+    pub const COUNTERS: &str = "COUNTERS";
     /// `RingBuf` of [`super::Event`].
     pub const EVENTS: &str = "EVENTS";
 
     /// All maps that are pinned and outlive the agent.
     pub const PINNED: &[&str] = &[
-        HEADER,
-        FRONTENDS,
-        FRONTEND_INDEX,
-        CURSORS,
-        RINGS,
-        BACKENDS,
-        ENDPOINTS,
-        ENDPOINT_INDEX,
-        DEVICES,
-        SNAT_ADDRESSES,
-        SNAT_PORTS,
-        FLOWS4,
-        FLOWS6,
-        HALF_OPEN,
-        FRAGMENTS,
-        REASONS,
-        FRONTEND_TRAFFIC,
-        BACKEND_TRAFFIC,
-        EVENTS,
+        HEADER, FORWARDING, SNAT_PORTS, FLOWS4, FLOWS6, HALF_OPEN, FRAGMENTS, COUNTERS, EVENTS,
     ];
     /// The XDP program.
     pub const PROGRAM: &str = "balancer";
     /// The read-only global that holds [`super::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
+}
+
+/// Everything that the agent writes and the program reads at fixed sizes: the value
+/// of one map, so that a packet finds all of it by one lookup and additions.
+#[repr(C, align(64))]
+pub struct Forwarding {
+    /// By interface index modulo the number of slots.
+    pub devices: [Device; limits::DEVICES as usize],
+    /// By slot.
+    pub snat_addresses: [SnatAddress; limits::SNAT_ADDRESSES as usize],
+    /// Address, port and protocol to frontend slot.
+    pub frontend_index: [IndexBucket; limits::FRONTEND_INDEX_BUCKETS as usize],
+    /// By slot.
+    pub frontends: [Frontend; limits::FRONTENDS as usize],
+    /// The round-robin position of each frontend.
+    pub cursors: [Cursor; limits::FRONTENDS as usize],
+    /// All rings.
+    pub rings: [RingChunk; limits::RING_CHUNKS as usize],
+    /// By slot.
+    pub backends: [Backend; limits::BACKENDS as usize],
+    /// Address, port and protocol to endpoint slot.
+    pub endpoint_index: [IndexBucket; limits::ENDPOINT_INDEX_BUCKETS as usize],
+    /// By slot.
+    pub endpoints: [Endpoint; limits::ENDPOINTS as usize],
+}
+
+/// What one CPU has counted: written by that CPU alone, without atomics. An array
+/// with an entry for each CPU, unlike a per-CPU array, takes one lookup for all of it,
+/// and can be read from mapped memory.
+#[repr(C, align(64))]
+pub struct Counters {
+    /// By [`Reason`].
+    pub reasons: [u64; Reason::ALL.len().next_multiple_of(8)],
+    /// By frontend slot.
+    pub frontends: [Traffic; limits::FRONTENDS as usize],
+    /// By backend slot.
+    pub backends: [Traffic; limits::BACKENDS as usize],
 }
 
 /// What the agent tells the program when it loads it: constants to the verifier.
@@ -442,4 +442,11 @@ const _: () = assert!(
         && size_of::<SnatPort>() == 32
         && size_of::<SnatAddress>() == 32
         && size_of::<Hop>() == 24
+        // The program cuts slots to size by a mask.
+        && limits::DEVICES.is_power_of_two()
+        && limits::SNAT_ADDRESSES.is_power_of_two()
+        && limits::FRONTENDS.is_power_of_two()
+        && limits::RING_CHUNKS.is_power_of_two()
+        && limits::BACKENDS.is_power_of_two()
+        && limits::ENDPOINTS.is_power_of_two()
 );

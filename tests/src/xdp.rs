@@ -8,21 +8,20 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use aya::maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray, RingBuf};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya::programs::Xdp as XdpProgram;
-use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions};
+use aya::{Ebpf, TestRun as _, TestRunAttrs, TestRunOptions};
 use balancer_agent::dataplane::Tables;
 use balancer_agent::dataplane::mapped::Mapped;
 use common::counters::Reason;
-use common::flow::{Bucket, buckets_for};
+use common::flow::buckets_for;
 use common::limits;
-use common::tables::{Cursor, Event, Header, IndexBucket, Settings, names};
+use common::tables::{Cursor, Event, Settings, names};
 use nix::sched::CloneFlags;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
@@ -65,7 +64,6 @@ pub struct Xdp {
     /// The tables in memory.
     pub tables: Tables,
     buffer: Vec<u8>,
-    cpus: usize,
 }
 
 /// A loaded program: one test's own, or the one that the tests of a process take
@@ -204,19 +202,7 @@ impl Xdp {
                 path.display()
             )
         })?;
-        let mut ebpf = EbpfLoader::new()
-            .override_global(names::SETTINGS, settings.as_bytes(), true)
-            .map_max_entries(names::FLOWS4, settings.flow4_mask + 1)
-            .map_max_entries(names::FLOWS6, settings.flow6_mask + 1)
-            .map_max_entries(names::HALF_OPEN, settings.half_open_mask + 1)
-            .load(&object)
-            .context("the kernel refused the program")?;
-        let program: &mut XdpProgram = ebpf
-            .program_mut(names::PROGRAM)
-            .context("the object has no program of that name")?
-            .try_into()?;
-        program.load().context("the verifier refused the program")?;
-        let tables = map_tables(&ebpf, settings)?;
+        let (mut ebpf, tables) = crate::object::load(&object, settings)?;
         let events = ebpf.take_map(names::EVENTS).context("no map EVENTS")?;
         let xdp = Self {
             events: RingBuf::try_from(match events {
@@ -226,7 +212,6 @@ impl Xdp {
             ebpf,
             tables,
             buffer: vec![0; 4096],
-            cpus: aya::util::nr_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))?,
         };
         world.install(&xdp.tables);
         Ok(xdp)
@@ -314,50 +299,24 @@ impl Xdp {
     }
 
     /// All reasons counted since the program was loaded.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn reasons(&self) -> Result<Reasons> {
-        let Some(Map::PerCpuArray(map)) = self.ebpf.map(names::REASONS) else {
-            bail!("no per-CPU array REASONS");
-        };
-        let values = read_per_cpu(map.fd().as_fd(), Reason::ALL.len(), self.cpus)?;
-        let mut reasons = Reasons::new();
-        for (reason, values) in Reason::ALL.iter().zip(values.chunks(self.cpus)) {
-            let n: u64 = values.iter().sum();
-            if n != 0 {
-                reasons.insert(*reason, n);
-            }
-        }
-        Ok(reasons)
+    pub fn reasons(&self) -> Reasons {
+        let counts = self.tables.counters.reasons();
+        Reason::ALL
+            .iter()
+            .copied()
+            .zip(counts)
+            .filter(|(_, n)| *n != 0)
+            .collect()
     }
 
     /// Traffic of a frontend since the program was loaded.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn frontend_traffic(&self, slot: u16) -> Result<TrafficWords> {
-        self.traffic(names::FRONTEND_TRAFFIC, slot)
+    pub fn frontend_traffic(&self, slot: u16) -> TrafficWords {
+        zerocopy::transmute!(self.tables.counters.frontend(u32::from(slot)))
     }
 
     /// Traffic of a backend since the program was loaded.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn backend_traffic(&self, slot: u16) -> Result<TrafficWords> {
-        self.traffic(names::BACKEND_TRAFFIC, slot)
-    }
-
-    fn traffic(&self, name: &str, slot: u16) -> Result<TrafficWords> {
-        let map: PerCpuArray<_, TrafficWords> =
-            PerCpuArray::try_from(self.ebpf.map(name).context("no such map")?)?;
-        let mut sum = TrafficWords::default();
-        for words in map.get(&u32::from(slot), 0)?.iter() {
-            for (to, from) in sum.iter_mut().zip(words) {
-                *to += from;
-            }
-        }
-        Ok(sum)
+    pub fn backend_traffic(&self, slot: u16) -> TrafficWords {
+        zerocopy::transmute!(self.tables.counters.backend(u32::from(slot)))
     }
 
     /// Takes the events out of the ring.
@@ -390,58 +349,6 @@ pub fn delta(before: &Reasons, after: &Reasons) -> Reasons {
         .collect()
 }
 
-/// All numbers of a per-CPU array, entry by entry, in one system call: a random
-/// run reads them after every packet.
-fn read_per_cpu(map: BorrowedFd<'_>, entries: usize, cpus: usize) -> Result<Vec<u64>> {
-    /// `BPF_MAP_LOOKUP_BATCH` and the part of `union bpf_attr` that it reads.
-    const LOOKUP_BATCH: libc::c_long = 24;
-    #[repr(C)]
-    struct Batch {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
-    let mut keys = vec![0u32; entries];
-    let mut values = vec![0u64; entries * cpus];
-    let mut position = 0u32;
-    let mut batch = Batch {
-        in_batch: 0,
-        out_batch: (&raw mut position) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: entries as u32,
-        map_fd: map.as_raw_fd() as u32,
-        elem_flags: 0,
-        flags: 0,
-    };
-    // SAFETY: keys and values have room for `count` entries of every CPU.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            LOOKUP_BATCH,
-            &raw mut batch,
-            size_of::<Batch>(),
-        )
-    };
-    let error = std::io::Error::last_os_error();
-    // ENOENT says that the end was reached.
-    ensure!(
-        result == 0 || error.raw_os_error() == Some(libc::ENOENT),
-        "cannot read a per-CPU array: {error}"
-    );
-    ensure!(
-        keys.iter().copied().eq(0..batch.count) && batch.count as usize == entries,
-        "read {} of {entries} entries",
-        batch.count
-    );
-    Ok(values)
-}
-
 const FRAGMENT_KEY: usize = size_of::<common::tables::FragmentKey>();
 
 fn clear<T: FromBytes + IntoBytes + Immutable + Copy>(table: &Mapped<T>) {
@@ -449,58 +356,6 @@ fn clear<T: FromBytes + IntoBytes + Immutable + Copy>(table: &Mapped<T>) {
     for at in 0..table.len() {
         table.write(at, zero);
     }
-}
-
-fn map_tables(ebpf: &Ebpf, settings: Settings) -> Result<Tables> {
-    let tables = Tables {
-        header: mapped(ebpf, names::HEADER, 1)?,
-        frontends: mapped(ebpf, names::FRONTENDS, limits::FRONTENDS)?,
-        frontend_index: mapped::<IndexBucket>(
-            ebpf,
-            names::FRONTEND_INDEX,
-            limits::FRONTEND_INDEX_BUCKETS,
-        )?,
-        cursors: mapped(ebpf, names::CURSORS, limits::FRONTENDS)?,
-        rings: mapped(ebpf, names::RINGS, limits::RING_CHUNKS)?,
-        backends: mapped(ebpf, names::BACKENDS, limits::BACKENDS)?,
-        endpoints: mapped(ebpf, names::ENDPOINTS, limits::ENDPOINTS)?,
-        endpoint_index: mapped::<IndexBucket>(
-            ebpf,
-            names::ENDPOINT_INDEX,
-            limits::ENDPOINT_INDEX_BUCKETS,
-        )?,
-        devices: mapped(ebpf, names::DEVICES, limits::DEVICES)?,
-        snat_addresses: mapped(ebpf, names::SNAT_ADDRESSES, limits::SNAT_ADDRESSES)?,
-        snat_ports: mapped(
-            ebpf,
-            names::SNAT_PORTS,
-            limits::SNAT_ADDRESSES * limits::SNAT_PORTS,
-        )?,
-        flows4: mapped::<Bucket<_>>(ebpf, names::FLOWS4, settings.flow4_mask + 1)?,
-        flows6: mapped::<Bucket<_>>(ebpf, names::FLOWS6, settings.flow6_mask + 1)?,
-        half_open: mapped::<Bucket<_>>(ebpf, names::HALF_OPEN, settings.half_open_mask + 1)?,
-    };
-    tables.header.write(
-        0,
-        Header {
-            abi_version: common::ABI_VERSION,
-            settings,
-            ..Header::default()
-        },
-    );
-    Ok(tables)
-}
-
-fn mapped<T: FromBytes + IntoBytes + Immutable + Copy>(
-    ebpf: &Ebpf,
-    name: &str,
-    len: u32,
-) -> Result<Mapped<T>> {
-    let map = ebpf.map(name).with_context(|| format!("no map {name}"))?;
-    let Map::Array(data) = map else {
-        bail!("{name} is not an array: {map:?}");
-    };
-    Mapped::kernel(data.fd().as_fd(), len).with_context(|| format!("cannot map {name} into memory"))
 }
 
 /// Moves the calling thread into a fresh network namespace with the devices of

@@ -79,9 +79,8 @@ impl Node {
                 let node = Arc::clone(&self);
                 let now = Instant::now();
                 let since = now.checked_sub(COUNTS_AGE).unwrap_or(now);
-                blocking(move || status::status(&node, &look, since))
-                    .await?
-                    .map(|status| Answer::Status(Box::new(status)))
+                let status = blocking(move || status::status(&node, &look, since)).await?;
+                Ok(Answer::Status(Box::new(status)))
             }
             Request::Backend { backend } => self.backend(&backend).await,
             Request::Activation {
@@ -134,7 +133,7 @@ impl Node {
         let pool = name.pool.to_string();
         let node = Arc::clone(&self);
         let backend: Option<BackendStatus> =
-            blocking(move || status::backend(&node, &look, &name, since)).await??;
+            blocking(move || status::backend(&node, &look, &name, since)).await?;
         match backend {
             Some(backend) => Ok(Answer::Backend {
                 pool,

@@ -12,12 +12,11 @@ use common::tables::{Backend as Entry, state};
 
 use super::node::Node;
 use super::protocol::{
-    BackendStatus, Fault, FrontendStatus, LingeringStatus, NodeStatus, PoolStatus, ReasonCount,
-    Refusal, Status, TrafficStatus,
+    BackendStatus, FrontendStatus, LingeringStatus, NodeStatus, PoolStatus, ReasonCount, Status,
+    TrafficStatus,
 };
 use crate::dataplane::Tables;
 use crate::dataplane::flows::{FlowCount, FlowCounts, FlowView};
-use crate::dataplane::kernel::KernelError;
 use crate::model::{Activation, Backend, BackendName, FlowTimeouts, Health, Pool, Protocol};
 use crate::nexthop::NextHops;
 use crate::prober::ProbeStatus;
@@ -25,13 +24,13 @@ use crate::reconcile::{LingeringKind, LingeringSlot};
 use crate::steering::Look;
 
 /// Everything, with flows that were counted after `since`.
-pub(super) fn status(node: &Node, look: &Look, since: Instant) -> Result<Status, Refusal> {
+pub(super) fn status(node: &Node, look: &Look, since: Instant) -> Status {
     let sources = Sources::new(node, look, since);
     let pools = look.config.pools.iter();
     let total = sources.counts.total();
     let kernel = node.kernel.as_deref();
     let error = look.last_error.as_ref();
-    Ok(Status {
+    Status {
         ready: look.ready,
         node: NodeStatus {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -50,18 +49,15 @@ pub(super) fn status(node: &Node, look: &Look, since: Instant) -> Result<Status,
             flows: total.established,
             half_open: total.half_open,
         },
-        frontends: sources.frontends().map_err(counters)?,
-        pools: pools
-            .map(|pool| sources.pool(pool))
-            .collect::<Result<_, _>>()
-            .map_err(counters)?,
+        frontends: sources.frontends(),
+        pools: pools.map(|pool| sources.pool(pool)).collect(),
         lingering: look
             .lingering
             .iter()
             .map(|l| sources.lingering(l))
             .collect(),
-        reasons: sources.reasons().map_err(counters)?,
-    })
+        reasons: sources.reasons(),
+    }
 }
 
 /// One backend, likewise.
@@ -70,19 +66,10 @@ pub(super) fn backend(
     look: &Look,
     name: &BackendName,
     since: Instant,
-) -> Result<Option<BackendStatus>, Refusal> {
-    let Some(pool) = look.config.pool(&name.pool) else {
-        return Ok(None);
-    };
-    let Some(backend) = pool.backends.iter().find(|b| b.name == name.backend) else {
-        return Ok(None);
-    };
-    let sources = Sources::new(node, look, since);
-    sources.backend(pool, backend).map(Some).map_err(counters)
-}
-
-fn counters(error: KernelError) -> Refusal {
-    Refusal::new(Fault::Agent, format!("the counters can't be read: {error}"))
+) -> Option<BackendStatus> {
+    let pool = look.config.pool(&name.pool)?;
+    let backend = pool.backends.iter().find(|b| b.name == name.backend)?;
+    Some(Sources::new(node, look, since).backend(pool, backend))
 }
 
 /// The generation of every backend slot that is present.
@@ -157,7 +144,7 @@ impl<'a> Sources<'a> {
         }
     }
 
-    fn frontends(&self) -> Result<Vec<FrontendStatus>, KernelError> {
+    fn frontends(&self) -> Vec<FrontendStatus> {
         let frontends = self.look.config.frontends.iter();
         frontends
             .map(|frontend| {
@@ -165,11 +152,11 @@ impl<'a> Sources<'a> {
                 let count = slot.map(|s| self.counts.frontend(s)).unwrap_or_default();
                 let traffic = match (&self.node.kernel, slot) {
                     (Some(kernel), Some(slot)) => {
-                        sum(&kernel.traffic_frontends(&[u32::from(slot)])?)
+                        kernel.tables().counters.frontend(u32::from(slot))
                     }
                     _ => Traffic::default(),
                 };
-                Ok(FrontendStatus {
+                FrontendStatus {
                     name: frontend.name.to_string(),
                     address: frontend.address,
                     protocol: frontend.protocol.to_string(),
@@ -180,22 +167,22 @@ impl<'a> Sources<'a> {
                     established_total: traffic.established,
                     refused: traffic.refused,
                     traffic: shown(&traffic),
-                })
+                }
             })
             .collect()
     }
 
-    fn pool(&self, pool: &Pool) -> Result<PoolStatus, KernelError> {
+    fn pool(&self, pool: &Pool) -> PoolStatus {
         let backends = pool.backends.iter();
-        Ok(PoolStatus {
+        PoolStatus {
             name: pool.name.to_string(),
             backends: backends
                 .map(|backend| self.backend(pool, backend))
-                .collect::<Result<_, _>>()?,
-        })
+                .collect(),
+        }
     }
 
-    fn backend(&self, pool: &Pool, backend: &Backend) -> Result<BackendStatus, KernelError> {
+    fn backend(&self, pool: &Pool, backend: &Backend) -> BackendStatus {
         let name = BackendName {
             pool: Arc::clone(&pool.name),
             backend: Arc::clone(&backend.name),
@@ -211,7 +198,10 @@ impl<'a> Sources<'a> {
             Some(kernel) => {
                 let slots: Vec<u32> = slots.iter().map(|slot| u32::from(*slot)).collect();
                 let usable = |slot: &u32| word(kernel.tables(), *slot) & state::USABLE != 0;
-                let traffic = sum(&kernel.traffic_backends(&slots)?);
+                let mut traffic = Traffic::default();
+                for slot in &slots {
+                    traffic.add(&kernel.tables().counters.backend(*slot));
+                }
                 (traffic, slots.iter().any(usable))
             }
             None => (Traffic::default(), false),
@@ -219,7 +209,7 @@ impl<'a> Sources<'a> {
         let probe = self.probes.get(&name);
         let word = self.look.overrides.get(&name).copied();
         let last = probe.and_then(|p| p.last.as_ref());
-        Ok(BackendStatus {
+        BackendStatus {
             name: backend.name.to_string(),
             address: backend.address,
             health: probe.map_or(Health::Down, |p| p.health),
@@ -239,7 +229,7 @@ impl<'a> Sources<'a> {
             established_total: traffic.established,
             refused: traffic.refused,
             traffic: shown(&traffic),
-        })
+        }
     }
 
     fn hop_problem(&self, server: SocketAddr) -> Option<String> {
@@ -269,12 +259,12 @@ impl<'a> Sources<'a> {
         }
     }
 
-    fn reasons(&self) -> Result<Vec<ReasonCount>, KernelError> {
+    fn reasons(&self) -> Vec<ReasonCount> {
         let Some(kernel) = &self.node.kernel else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
-        let counts = kernel.reasons()?;
-        Ok(Reason::ALL
+        let counts = kernel.tables().counters.reasons();
+        Reason::ALL
             .iter()
             .zip(counts)
             .filter(|(_, count)| *count > 0)
@@ -282,16 +272,8 @@ impl<'a> Sources<'a> {
                 reason: reason.name().into(),
                 count,
             })
-            .collect())
+            .collect()
     }
-}
-
-fn sum(traffic: &[Traffic]) -> Traffic {
-    let mut all = Traffic::default();
-    for one in traffic {
-        all.add(one);
-    }
-    all
 }
 
 fn shown(traffic: &Traffic) -> TrafficStatus {

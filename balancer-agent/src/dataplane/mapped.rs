@@ -8,62 +8,46 @@
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// `len` entries of `T`, each at a multiple of `size_of::<T>()`.
-///
-/// `T` must have a size that is a multiple of 8, as the entries of BPF arrays
-/// are laid out at multiples of 8 bytes.
+/// A stretch of memory that several tables can lie in.
 #[derive(Debug)]
-pub struct Mapped<T> {
+pub struct Memory {
     base: NonNull<u8>,
-    len: u32,
-    backing: Backing,
-    _entry: PhantomData<T>,
-}
-
-#[derive(Debug)]
-enum Backing {
-    /// Mapped from a BPF array map; unmapped on drop.
-    Kernel { bytes: usize },
-    /// Ordinary memory: the fake for tests.
-    Heap(#[allow(dead_code, reason = "owns what base points to")] Vec<u64>),
+    bytes: usize,
+    /// Owns the memory where it is the heap's; else it is mapped, and unmapped on drop.
+    heap: Option<Vec<u64>>,
 }
 
 // SAFETY: the memory is shared with the kernel anyway; all access is volatile or
 // atomic through raw pointers, and no reference into it is ever handed out.
-unsafe impl<T> Send for Mapped<T> {}
+unsafe impl Send for Memory {}
 // SAFETY: as above.
-unsafe impl<T> Sync for Mapped<T> {}
+unsafe impl Sync for Memory {}
 
-impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
-    const WORDS: usize = {
-        assert!(size_of::<T>().is_multiple_of(8) && size_of::<T>() > 0);
-        size_of::<T>() / 8
-    };
-
+impl Memory {
     /// Zeroed memory of this process.
-    pub fn heap(len: u32) -> Self {
-        let mut words = vec![0u64; Self::WORDS * len as usize];
+    pub fn heap(bytes: usize) -> Self {
+        let mut words = vec![0u64; bytes.div_ceil(8)];
         let base = NonNull::new(words.as_mut_ptr().cast()).expect("a Vec's pointer is never null");
         Self {
             base,
-            len,
-            backing: Backing::Heap(words),
-            _entry: PhantomData,
+            bytes,
+            heap: Some(words),
         }
     }
 
-    /// Maps the memory of a BPF array map that was made with `BPF_F_MMAPABLE`,
-    /// `len` entries and values of `size_of::<T>()` bytes.
+    /// The memory of a BPF array map that was made with `BPF_F_MMAPABLE` and has
+    /// `bytes` bytes of values.
     ///
     /// # Errors
     /// What `mmap` says.
-    pub fn kernel(map: BorrowedFd<'_>, len: u32) -> std::io::Result<Self> {
+    pub fn kernel(map: BorrowedFd<'_>, bytes: usize) -> std::io::Result<Self> {
         use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-        let bytes = (Self::WORDS * 8 * len as usize).next_multiple_of(4096);
+        let bytes = bytes.next_multiple_of(4096);
         let size = bytes
             .try_into()
             .map_err(|_| std::io::ErrorKind::InvalidInput)?;
@@ -80,10 +64,74 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
         }?;
         Ok(Self {
             base: base.cast(),
-            len,
-            backing: Backing::Kernel { bytes },
-            _entry: PhantomData,
+            bytes,
+            heap: None,
         })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.heap.is_none() {
+            // SAFETY: mapped by `kernel` with this length, and nothing borrows it.
+            let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.bytes) };
+        }
+    }
+}
+
+/// `len` entries of `T`, each at a multiple of `size_of::<T>()`.
+///
+/// `T` must have a size that is a multiple of 8, as the entries of BPF arrays
+/// are laid out at multiples of 8 bytes.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    /// Keeps what `base` points into.
+    _memory: Arc<Memory>,
+    base: NonNull<u8>,
+    len: u32,
+    _entry: PhantomData<T>,
+}
+
+// SAFETY: as for `Memory`.
+unsafe impl<T> Send for Mapped<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Mapped<T> {}
+
+impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
+    const WORDS: usize = {
+        assert!(size_of::<T>().is_multiple_of(8) && size_of::<T>() > 0);
+        size_of::<T>() / 8
+    };
+
+    /// The entries that begin at byte `offset` of the memory.
+    ///
+    /// # Panics
+    /// When they reach beyond it, or `offset` is no multiple of 8.
+    pub fn part(memory: &Arc<Memory>, offset: usize, len: u32) -> Self {
+        let bytes = Self::WORDS * 8 * len as usize;
+        assert!(offset.is_multiple_of(8) && offset + bytes <= memory.bytes);
+        Self {
+            // SAFETY: within the memory.
+            base: unsafe { memory.base.add(offset) },
+            _memory: memory.clone(),
+            len,
+            _entry: PhantomData,
+        }
+    }
+
+    /// Zeroed memory of this process.
+    pub fn heap(len: u32) -> Self {
+        let bytes = Self::WORDS * 8 * len as usize;
+        Self::part(&Arc::new(Memory::heap(bytes)), 0, len)
+    }
+
+    /// All `len` entries of a BPF array map; see [`Memory::kernel`].
+    ///
+    /// # Errors
+    /// What `mmap` says.
+    pub fn kernel(map: BorrowedFd<'_>, len: u32) -> std::io::Result<Self> {
+        let bytes = Self::WORDS * 8 * len as usize;
+        Ok(Self::part(&Arc::new(Memory::kernel(map, bytes)?), 0, len))
     }
 
     /// Number of entries.
@@ -163,15 +211,6 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
     pub fn store_u64(&self, index: u32, offset: usize, value: u64) {
         self.atomic_u64(index, offset)
             .store(value, Ordering::Release);
-    }
-}
-
-impl<T> Drop for Mapped<T> {
-    fn drop(&mut self) {
-        if let Backing::Kernel { bytes } = self.backing {
-            // SAFETY: mapped by `kernel` with this length, and nothing borrows it.
-            let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), bytes) };
-        }
     }
 }
 

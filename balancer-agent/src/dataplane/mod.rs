@@ -2,21 +2,26 @@
 //!
 //! [`Tables`] is plain shared memory: of the kernel's maps in production
 //! (`kernel.rs`, the only file that names aya), of the heap in unit tests. What
-//! is not plain memory (per-CPU counters, attaching, pinning, events) is the
-//! kernel side's alone.
+//! is not plain memory (attaching, pinning, events) is the kernel side's alone.
 
+pub mod counters;
 pub mod flows;
 pub mod kernel;
 pub mod mapped;
 pub mod object;
 
+use std::mem::offset_of;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
 use common::flow::{Bucket, Flow4, Flow6};
 use common::limits;
 use common::tables::{
-    Backend, Cursor, Device, Endpoint, Frontend, Header, IndexBucket, RingChunk, Settings,
-    SnatAddress, SnatPort,
+    self, Backend, Cursor, Device, Endpoint, Forwarding, Frontend, Header, IndexBucket, RingChunk,
+    Settings, SnatAddress, SnatPort, names,
 };
-use mapped::Mapped;
+use counters::Counters;
+use mapped::{Mapped, Memory};
 
 /// Every table that the agent reads or writes through memory.
 #[derive(Debug)]
@@ -49,28 +54,101 @@ pub struct Tables {
     pub flows6: Mapped<Bucket<Flow6>>,
     /// Half-open flows.
     pub half_open: Mapped<Bucket<Flow6>>,
+    /// What the program has counted.
+    pub counters: Counters,
+}
+
+/// A map that could not be mapped into memory.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot map {name} into memory: {error}")]
+pub struct MapFailure {
+    /// The map's name.
+    pub name: &'static str,
+    /// What `mmap` said.
+    pub error: std::io::Error,
+}
+
+/// Bytes of the counters of `cpus` CPUs.
+fn counters_bytes(cpus: usize) -> usize {
+    cpus * size_of::<tables::Counters>()
 }
 
 impl Tables {
+    /// The tables in the kernel's maps, which `open` gives by name. `cpus` is the
+    /// number of possible CPUs.
+    ///
+    /// # Errors
+    /// What `mmap` says, with the map's name, or what `open` says.
+    pub fn kernel<'a, E>(
+        settings: Settings,
+        cpus: usize,
+        open: impl Fn(&'static str) -> Result<BorrowedFd<'a>, E>,
+    ) -> Result<Self, E>
+    where
+        E: From<MapFailure>,
+    {
+        Self::make(settings, cpus, |name, bytes| {
+            Memory::kernel(open(name)?, bytes).map_err(|error| MapFailure { name, error }.into())
+        })
+    }
+
     /// Tables on the heap: the fake for unit tests.
     pub fn heap(settings: Settings) -> Self {
-        let tables = Self {
-            header: Mapped::heap(1),
-            frontends: Mapped::heap(limits::FRONTENDS),
-            frontend_index: Mapped::heap(limits::FRONTEND_INDEX_BUCKETS),
-            cursors: Mapped::heap(limits::FRONTENDS),
-            rings: Mapped::heap(limits::RING_CHUNKS),
-            backends: Mapped::heap(limits::BACKENDS),
-            endpoints: Mapped::heap(limits::ENDPOINTS),
-            endpoint_index: Mapped::heap(limits::ENDPOINT_INDEX_BUCKETS),
-            devices: Mapped::heap(limits::DEVICES),
-            snat_addresses: Mapped::heap(limits::SNAT_ADDRESSES),
-            snat_ports: Mapped::heap(limits::SNAT_ADDRESSES * limits::SNAT_PORTS),
-            flows4: Mapped::heap(settings.flow4_mask + 1),
-            flows6: Mapped::heap(settings.flow6_mask + 1),
-            half_open: Mapped::heap(settings.half_open_mask + 1),
+        let made = Self::make(settings, 2, |_, bytes| {
+            Ok::<_, std::convert::Infallible>(Memory::heap(bytes))
+        });
+        let tables = match made {
+            Ok(tables) => tables,
+            Err(never) => match never {},
         };
-        tables.header.write(
+        tables.write_header(settings);
+        tables
+    }
+
+    fn make<E>(
+        settings: Settings,
+        cpus: usize,
+        memory: impl Fn(&'static str, usize) -> Result<Memory, E>,
+    ) -> Result<Self, E> {
+        let forwarding = Arc::new(memory(names::FORWARDING, size_of::<Forwarding>())?);
+        let counters = Arc::new(memory(names::COUNTERS, counters_bytes(cpus))?);
+        macro_rules! part {
+            ($field:ident, $len:expr) => {
+                Mapped::part(&forwarding, offset_of!(Forwarding, $field), $len)
+            };
+        }
+        macro_rules! whole {
+            ($name:expr, $entry:ty, $len:expr) => {
+                Mapped::part(
+                    &Arc::new(memory($name, size_of::<$entry>() * $len as usize)?),
+                    0,
+                    $len,
+                )
+            };
+        }
+        let ports = limits::SNAT_ADDRESSES * limits::SNAT_PORTS;
+        Ok(Self {
+            header: whole!(names::HEADER, Header, 1),
+            frontends: part!(frontends, limits::FRONTENDS),
+            frontend_index: part!(frontend_index, limits::FRONTEND_INDEX_BUCKETS),
+            cursors: part!(cursors, limits::FRONTENDS),
+            rings: part!(rings, limits::RING_CHUNKS),
+            backends: part!(backends, limits::BACKENDS),
+            endpoints: part!(endpoints, limits::ENDPOINTS),
+            endpoint_index: part!(endpoint_index, limits::ENDPOINT_INDEX_BUCKETS),
+            devices: part!(devices, limits::DEVICES),
+            snat_addresses: part!(snat_addresses, limits::SNAT_ADDRESSES),
+            snat_ports: whole!(names::SNAT_PORTS, SnatPort, ports),
+            flows4: whole!(names::FLOWS4, Bucket<Flow4>, settings.flow4_mask + 1),
+            flows6: whole!(names::FLOWS6, Bucket<Flow6>, settings.flow6_mask + 1),
+            half_open: whole!(names::HALF_OPEN, Bucket<Flow6>, settings.half_open_mask + 1),
+            counters: Counters::new(&counters, cpus),
+        })
+    }
+
+    /// Says that the tables are of this version, and how they were sized.
+    pub fn write_header(&self, settings: Settings) {
+        self.header.write(
             0,
             Header {
                 abi_version: common::ABI_VERSION,
@@ -78,7 +156,6 @@ impl Tables {
                 ..Header::default()
             },
         );
-        tables
     }
 
     /// The settings that the tables were made with.

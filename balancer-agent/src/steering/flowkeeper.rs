@@ -160,16 +160,10 @@ impl FlowKeeper {
         };
         let pause = (shortest / 4).clamp(SCAN.0, SCAN.1);
         let began = Instant::now();
-        match self.kernel.reason(Reason::FlowNew) {
-            Ok(count) if count == self.new_flows => {}
-            Ok(count) => {
-                self.new_flows = count;
-                self.rose = began;
-            }
-            Err(error) => {
-                tracing::debug!(%error, "the count of new flows can't be read");
-                self.rose = began;
-            }
+        let count = self.kernel.tables().counters.reason(Reason::FlowNew);
+        if count != self.new_flows {
+            self.new_flows = count;
+            self.rose = began;
         }
         let previous = std::mem::replace(&mut self.scanned, monotonic());
         // A flow that could count now was made within the longest threshold.

@@ -376,12 +376,10 @@ impl Worker {
         let Some(kernel) = &self.counters else {
             return;
         };
-        let zeroed = match slot {
-            Slot::Backend(slot) => kernel.reset_backend_traffic(u32::from(slot)),
-            Slot::Frontend(slot) => kernel.reset_frontend_traffic(u32::from(slot)),
-        };
-        if let Err(error) = zeroed {
-            tracing::warn!(?slot, %error, "counters can't be zeroed");
+        let counters = &kernel.tables().counters;
+        match slot {
+            Slot::Backend(slot) => counters.reset_backend(u32::from(slot)),
+            Slot::Frontend(slot) => counters.reset_frontend(u32::from(slot)),
         }
     }
 

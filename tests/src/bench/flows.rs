@@ -72,7 +72,7 @@ pub fn run(report: &mut Report) -> Result<()> {
             );
         }
     }
-    let reasons = balancer.reasons()?;
+    let reasons = balancer.tables.counters.reasons();
     let evicted = reasons[Reason::FlowEvicted as usize] + reasons[Reason::HalfOpenEvicted as usize];
     ensure!(evicted == 0, "{evicted} flows were evicted");
 
@@ -109,7 +109,7 @@ pub fn run(report: &mut Report) -> Result<()> {
 fn open(balancer: &Balancer, side: &Side) -> Result<f64> {
     let mut wrappers = Wrappers::load(side.v4, LruSizes { hit: 1, insert: 1 })?;
     wrappers.aim(&balancer.fd()?)?;
-    let before = balancer.reasons()?;
+    let before = balancer.tables.counters.reasons();
     let mut taken = 0.0;
     let mut send = |kind: Kind, first: u64, step: u64, server: u16, packets: u64| -> Result<()> {
         let (mut plan, frame) = frames::plan(side, kind, 1 << 31);
@@ -134,7 +134,7 @@ fn open(balancer: &Balancer, side: &Side) -> Result<f64> {
         }
         send(Kind::Forward, first, 1, 0, BATCH)?;
     }
-    let after = balancer.reasons()?;
+    let after = balancer.tables.counters.reasons();
     for reason in Reason::ALL {
         let counted = after[*reason as usize] - before[*reason as usize];
         let expected = match reason {

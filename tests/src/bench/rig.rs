@@ -1,21 +1,22 @@
 //! The two objects, loaded side by side: the balancer with a small world written
 //! into its tables by hand, and the wrappers and floors that measure it.
 
+use std::mem::offset_of;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{Array, Map, MapData, PerCpuArray, ProgramArray};
+use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use balancer_agent::dataplane::Tables;
-use balancer_agent::dataplane::mapped::Mapped;
+use balancer_agent::dataplane::mapped::{Mapped, Memory};
 use balancer_ebpf::plan::{self, Plan, Sunk};
-use common::counters::{Reason, Traffic};
 use common::flow::buckets_for;
 use common::limits;
-use common::tables::{Backend, Header, Settings, names};
+use common::tables::{Backend, Forwarding, Settings, names};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::clock;
@@ -46,15 +47,7 @@ impl Balancer {
             half_open_mask: buckets_for(HALF_OPEN) - 1,
             reserved: 0,
         };
-        let mut ebpf = EbpfLoader::new()
-            .override_global(names::SETTINGS, settings.as_bytes(), true)
-            .map_max_entries(names::FLOWS4, settings.flow4_mask + 1)
-            .map_max_entries(names::FLOWS6, settings.flow6_mask + 1)
-            .map_max_entries(names::HALF_OPEN, settings.half_open_mask + 1)
-            .load(&read(&object::balancer())?)
-            .context("cannot load the balancer's object")?;
-        load(&mut ebpf, names::PROGRAM)?;
-        let tables = map_tables(&ebpf, settings)?;
+        let (ebpf, tables) = object::load(&read(&object::balancer())?, settings)?;
         Ok(Self { ebpf, tables })
     }
 
@@ -72,19 +65,6 @@ impl Balancer {
     /// What the kernel says.
     pub fn attach(&mut self, ifindex: u32) -> Result<XdpLink> {
         attach(&mut self.ebpf, names::PROGRAM, ifindex)
-    }
-
-    /// All reasons counted so far, by their numbers.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn reasons(&self) -> Result<Vec<u64>> {
-        let map: PerCpuArray<_, u64> =
-            PerCpuArray::try_from(self.ebpf.map(names::REASONS).context("no REASONS")?)?;
-        Reason::ALL
-            .iter()
-            .map(|reason| Ok(map.get(&(*reason as u32), 0)?.iter().sum()))
-            .collect()
     }
 
     /// Bytes of kernel memory behind all maps, as the kernel accounts for them.
@@ -111,37 +91,19 @@ impl Balancer {
         Ok(sum)
     }
 
-    /// The state word of a backend, asked of the kernel's map and not read from
-    /// our mapping of it.
+    /// The state word of a backend, asked of the kernel's map by a mapping of its own.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn state_in_kernel(&self, slot: u16) -> Result<u32> {
-        const WORDS: usize = size_of::<Backend>() / 4;
-        let map: Array<_, [u32; WORDS]> =
-            Array::try_from(self.ebpf.map(names::BACKENDS).context("no BACKENDS")?)?;
-        let entry = map.get(&u32::from(slot), 0)?;
-        Ok(entry[std::mem::offset_of!(Backend, state) / 4])
-    }
-
-    /// Traffic of a frontend so far.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn frontend_traffic(&self, slot: u32) -> Result<Traffic> {
-        const WORDS: usize = size_of::<Traffic>() / 8;
-        let map: PerCpuArray<_, [u64; WORDS]> = PerCpuArray::try_from(
-            self.ebpf
-                .map(names::FRONTEND_TRAFFIC)
-                .context("no FRONTEND_TRAFFIC")?,
-        )?;
-        let mut sum = Traffic::default();
-        for words in map.get(&slot, 0)?.iter() {
-            let one = Traffic::read_from_bytes(words.as_bytes())
-                .map_err(|_| anyhow::anyhow!("traffic has another size"))?;
-            sum.add(&one);
-        }
-        Ok(sum)
+        let map = self.ebpf.map(names::FORWARDING).context("no FORWARDING")?;
+        let Map::Array(data) = map else {
+            bail!("FORWARDING is no array");
+        };
+        let memory = Memory::kernel(data.fd().as_fd(), size_of::<Forwarding>())?;
+        let at = offset_of!(Forwarding, backends);
+        let backends = Mapped::<Backend>::part(&Arc::new(memory), at, limits::BACKENDS);
+        Ok(backends.read(u32::from(slot)).state)
     }
 }
 
@@ -369,33 +331,6 @@ fn attach(ebpf: &mut Ebpf, name: &str, ifindex: u32) -> Result<XdpLink> {
         .attach_to_if_index(ifindex, XdpMode::Driver)
         .with_context(|| format!("attach {name}"))?;
     Ok(program.take_link(link)?)
-}
-
-fn map_tables(ebpf: &Ebpf, settings: Settings) -> Result<Tables> {
-    let ports = limits::SNAT_ADDRESSES * limits::SNAT_PORTS;
-    let tables = Tables {
-        header: mapped(ebpf, names::HEADER, 1)?,
-        frontends: mapped(ebpf, names::FRONTENDS, limits::FRONTENDS)?,
-        frontend_index: mapped(ebpf, names::FRONTEND_INDEX, limits::FRONTEND_INDEX_BUCKETS)?,
-        cursors: mapped(ebpf, names::CURSORS, limits::FRONTENDS)?,
-        rings: mapped(ebpf, names::RINGS, limits::RING_CHUNKS)?,
-        backends: mapped(ebpf, names::BACKENDS, limits::BACKENDS)?,
-        endpoints: mapped(ebpf, names::ENDPOINTS, limits::ENDPOINTS)?,
-        endpoint_index: mapped(ebpf, names::ENDPOINT_INDEX, limits::ENDPOINT_INDEX_BUCKETS)?,
-        devices: mapped(ebpf, names::DEVICES, limits::DEVICES)?,
-        snat_addresses: mapped(ebpf, names::SNAT_ADDRESSES, limits::SNAT_ADDRESSES)?,
-        snat_ports: mapped(ebpf, names::SNAT_PORTS, ports)?,
-        flows4: mapped(ebpf, names::FLOWS4, settings.flow4_mask + 1)?,
-        flows6: mapped(ebpf, names::FLOWS6, settings.flow6_mask + 1)?,
-        half_open: mapped(ebpf, names::HALF_OPEN, settings.half_open_mask + 1)?,
-    };
-    let header = Header {
-        abi_version: common::ABI_VERSION,
-        settings,
-        ..Header::default()
-    };
-    tables.header.write(0, header);
-    Ok(tables)
 }
 
 fn mapped<T>(ebpf: &Ebpf, name: &str, len: u32) -> Result<Mapped<T>>

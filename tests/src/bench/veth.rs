@@ -232,7 +232,7 @@ impl Stage {
         let (mut plan, frame) = frames::plan(&self.side, Kind::Forward, flows);
         plan.out = self.out0 as u16;
         self.wrappers.set_plan(plan);
-        let reasons = self.balancer.reasons()?;
+        let reasons = self.balancer.tables.counters.reasons();
         let before = self.arrived(way)?;
         let strange = self.wrappers.sunk().strange;
 
@@ -267,7 +267,7 @@ impl Stage {
             );
         }
         // Whatever is no frame of ours (a neighbour's question) is not_balanced or not_ip.
-        let now = self.balancer.reasons()?;
+        let now = self.balancer.tables.counters.reasons();
         for reason in Reason::ALL {
             let counted = now[*reason as usize] - reasons[*reason as usize];
             let noise = matches!(reason, Reason::NotBalanced | Reason::NotIp) && counted < 16;

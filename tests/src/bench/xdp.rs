@@ -266,9 +266,9 @@ struct Seen {
 
 impl Seen {
     fn now(balancer: &Balancer, side: &Side) -> Result<Self> {
-        let traffic = balancer.frontend_traffic(u32::from(side.frontend))?;
+        let traffic = balancer.tables.counters.frontend(u32::from(side.frontend));
         Ok(Self {
-            reasons: balancer.reasons()?,
+            reasons: balancer.tables.counters.reasons(),
             packets_in: traffic.packets_in,
             packets_out: traffic.packets_out,
         })

@@ -21,9 +21,9 @@ fn traffic_is_counted_by_frontend_and_backend() -> Result<()> {
         frontend::SNAT_UDP4,
     ] {
         let v4 = slot.is_multiple_of(2);
-        let service = rig.xdp.frontend_traffic(slot)?;
+        let service = rig.xdp.frontend_traffic(slot);
         let first = rig.world().frontends[usize::from(slot)].ring[0];
-        let server = rig.xdp.backend_traffic(first)?;
+        let server = rig.xdp.backend_traffic(first);
         let talk = rig.open((client(v4, 1), 12_000), slot);
         let mut packets_in = if rig.first(talk.client, slot).ip.payload.proto(v4) == 6 {
             vec![rig.first(talk.client, slot), rig.ask(&talk)]
@@ -51,8 +51,8 @@ fn traffic_is_counted_by_frontend_and_backend() -> Result<()> {
             0,
         ];
         for (what, before, after) in [
-            ("frontend", service, rig.xdp.frontend_traffic(slot)?),
-            ("backend", server, rig.xdp.backend_traffic(talk.backend)?),
+            ("frontend", service, rig.xdp.frontend_traffic(slot)),
+            ("backend", server, rig.xdp.backend_traffic(talk.backend)),
         ] {
             let got: Vec<u64> = after.iter().zip(before).map(|(a, b)| a - b).collect();
             rig.check(
@@ -134,14 +134,14 @@ fn syn_flood_leaves_established_flows_alone() -> Result<()> {
             talks.push(rig.open((client(slot == frontend::TCP4, 3), 12_200 + n), slot));
         }
     }
-    let before = rig.xdp.reasons()?;
+    let before = rig.xdp.reasons();
     for n in 0..20_000u32 {
         let addr = ip(&format!("198.18.{}.{}", n >> 8 & 0xff, n & 0xff));
         let syn = rig.first((addr, 1_024 + (n >> 8) as u16), frontend::TCP4);
         let run = rig.xdp.run(&syn.bytes(), CLIENTS)?;
         assert_eq!(run.action, Action::Redirect, "SYN {n} of the flood");
     }
-    let counted = delta(&before, &rig.xdp.reasons()?);
+    let counted = delta(&before, &rig.xdp.reasons());
     rig.check(
         counted.get(&Reason::FlowNew) == Some(&20_000)
             && counted
@@ -168,7 +168,7 @@ fn syn_flood_leaves_established_flows_alone() -> Result<()> {
 fn tables_hold_their_rated_number_of_flows() -> Result<()> {
     const FLOWS: u32 = 20_000;
     let mut rig = Rig::alone(settings_for(FLOWS))?;
-    let before = rig.xdp.reasons()?;
+    let before = rig.xdp.reasons();
     for (slot, net) in [(frontend::TCP4, "198.18"), (frontend::TCP6, "2001:db8:5")] {
         for n in 0..FLOWS {
             let (a, b, port) = (n / 100 / 100, n / 100 % 100, 20_000 + (n % 100) as u16);
@@ -193,7 +193,7 @@ fn tables_hold_their_rated_number_of_flows() -> Result<()> {
             rig.xdp.run(&ack.bytes(), CLIENTS)?;
         }
     }
-    let counted = delta(&before, &rig.xdp.reasons()?);
+    let counted = delta(&before, &rig.xdp.reasons());
     let twice = u64::from(FLOWS) * 2;
     rig.check(
         counted == [(Reason::FlowNew, twice), (Reason::FlowEstablished, twice)].into(),
@@ -218,7 +218,7 @@ fn overfull_tables_evict_and_say_so() -> Result<()> {
         // The model's tables are never full: it forgets here.
         rig.model.half_open.clear();
     }
-    let counted = rig.xdp.reasons()?;
+    let counted = rig.xdp.reasons();
     let (v4, _, _) = held(&rig);
     let evicted = counted.get(&Reason::FlowEvicted).copied().unwrap_or(0);
     rig.check(
@@ -325,7 +325,7 @@ fn evicted_flows_give_their_snat_ports_back() -> Result<()> {
     let metas = || (40_000..41_000).map(|port| table.read(port).meta);
     let owned = metas().filter(|m| m.is_live() && !m.is_closed()).count();
     let closed = metas().filter(|m| m.is_live() && m.is_closed()).count();
-    let evicted = rig.xdp.reasons()?.get(&Reason::HalfOpenEvicted).copied();
+    let evicted = rig.xdp.reasons().get(&Reason::HalfOpenEvicted).copied();
     rig.check(evicted.is_some_and(|n| n > 0), "nothing was evicted");
     rig.check(
         (owned, closed) == (half_open, 1_000 - half_open),

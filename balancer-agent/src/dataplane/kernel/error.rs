@@ -229,3 +229,10 @@ mod tests {
         assert!(text.contains("balancer unload"), "{text}");
     }
 }
+
+impl From<crate::dataplane::MapFailure> for KernelError {
+    fn from(failure: crate::dataplane::MapFailure) -> Self {
+        let what = format!("cannot map {} into memory", failure.name);
+        Self::io(what)(failure.error)
+    }
+}

@@ -1,24 +1,19 @@
 //! Loads the program against the pinned maps, and maps those into memory.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use aya::maps::{Map, MapData, MapType};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
-use common::counters::{Reason, Traffic};
 use common::flow::{Bucket, Flow4, Flow6};
-use common::tables::{
-    Backend, Cursor, Device, Endpoint, FragmentKey, Frontend, Header, IndexBucket, RingChunk,
-    Settings, SnatAddress, SnatPort, names,
-};
+use common::tables::{Counters, Forwarding, FragmentKey, Header, Settings, SnatPort, names};
 use common::{ABI_VERSION, limits};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::error::{KernelError, chain};
 use crate::dataplane::Tables;
-use crate::dataplane::mapped::Mapped;
 
 /// Flag of maps that can be mapped into memory (linux/bpf.h).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -30,11 +25,16 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// # Errors
 /// [`KernelError::Object`] when the object lacks what the agent needs, else
 /// [`KernelError::Load`].
-pub(super) fn prepare(object: &[u8], settings: Settings, maps: &Path) -> Result<Ebpf, KernelError> {
+pub(super) fn prepare(
+    object: &[u8],
+    settings: Settings,
+    cpus: usize,
+    maps: &Path,
+) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader.override_global(names::SETTINGS, settings.as_bytes(), true);
-    for (name, mask) in flow_masks(settings) {
-        loader.map_max_entries(name, mask + 1);
+    for (name, entries) in entries(settings, cpus) {
+        loader.map_max_entries(name, entries);
     }
     for name in names::PINNED {
         loader.map_pin_path(name, maps.join(name));
@@ -66,9 +66,9 @@ impl Maps {
     /// # Errors
     /// What is missing or has another shape: memory beyond a map's end must never
     /// be touched, whatever the version in its header.
-    pub fn open(maps: &Path, settings: Settings) -> Result<Self, String> {
+    pub fn open(maps: &Path, settings: Settings, cpus: usize) -> Result<Self, String> {
         let mut opened = BTreeMap::new();
-        for (name, shape) in shapes(settings) {
+        for (name, shape) in shapes(settings, cpus) {
             let map = MapData::from_pin(maps.join(name))
                 .map_err(|e| format!("map {name} can't be opened: {}", chain(&e)))?;
             let info = map
@@ -90,34 +90,13 @@ impl Maps {
     }
 
     /// Maps the tables into memory.
-    pub fn tables(&self, settings: Settings) -> Result<Tables, KernelError> {
-        Ok(Tables {
-            header: self.mapped(names::HEADER, 1)?,
-            frontends: self.mapped(names::FRONTENDS, limits::FRONTENDS)?,
-            frontend_index: self.mapped(names::FRONTEND_INDEX, limits::FRONTEND_INDEX_BUCKETS)?,
-            cursors: self.mapped(names::CURSORS, limits::FRONTENDS)?,
-            rings: self.mapped(names::RINGS, limits::RING_CHUNKS)?,
-            backends: self.mapped(names::BACKENDS, limits::BACKENDS)?,
-            endpoints: self.mapped(names::ENDPOINTS, limits::ENDPOINTS)?,
-            endpoint_index: self.mapped(names::ENDPOINT_INDEX, limits::ENDPOINT_INDEX_BUCKETS)?,
-            devices: self.mapped(names::DEVICES, limits::DEVICES)?,
-            snat_addresses: self.mapped(names::SNAT_ADDRESSES, limits::SNAT_ADDRESSES)?,
-            snat_ports: self.mapped(
-                names::SNAT_PORTS,
-                limits::SNAT_ADDRESSES * limits::SNAT_PORTS,
-            )?,
-            flows4: self.mapped(names::FLOWS4, settings.flow4_mask + 1)?,
-            flows6: self.mapped(names::FLOWS6, settings.flow6_mask + 1)?,
-            half_open: self.mapped(names::HALF_OPEN, settings.half_open_mask + 1)?,
-        })
+    pub fn tables(&self, settings: Settings, cpus: usize) -> Result<Tables, KernelError> {
+        Tables::kernel(settings, cpus, |name| Ok(self.map(name)?.fd().as_fd()))
     }
 
-    fn mapped<T>(&self, name: &'static str, len: u32) -> Result<Mapped<T>, KernelError>
-    where
-        T: FromBytes + IntoBytes + Immutable + Copy,
-    {
-        Mapped::kernel(self.map(name)?.fd().as_fd(), len)
-            .map_err(KernelError::io(format!("cannot map {name}")))
+    /// Bytes of kernel memory behind the maps, as the kernel accounts for them.
+    pub fn memory_bytes(&self) -> u64 {
+        self.0.values().map(map_memory).sum()
     }
 
     /// Takes a map out, as what `open` has checked it to be.
@@ -128,11 +107,6 @@ impl Maps {
 
     fn map(&self, name: &'static str) -> Result<&MapData, KernelError> {
         self.0.get(name).ok_or_else(|| unknown(name))
-    }
-
-    /// All maps that have not been taken.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &MapData)> {
-        self.0.iter().map(|(name, map)| (*name, map))
     }
 }
 
@@ -156,12 +130,36 @@ pub(super) fn write_header(tables: &Tables, settings: Settings, netns_cookie: u6
     tables.header.store_u32(0, version, ABI_VERSION);
 }
 
-fn flow_masks(settings: Settings) -> [(&'static str, u32); 3] {
+/// The number of possible CPUs: each has an entry of the counters.
+///
+/// # Errors
+/// When the kernel's list of them can't be read.
+pub(super) fn cpus() -> Result<usize, KernelError> {
+    aya::util::nr_cpus()
+        .map_err(|(path, error)| KernelError::io(format!("cannot read {path}"))(error))
+}
+
+/// Entries of the maps that are not always of one size.
+pub fn entries(settings: Settings, cpus: usize) -> [(&'static str, u32); 4] {
     [
-        (names::FLOWS4, settings.flow4_mask),
-        (names::FLOWS6, settings.flow6_mask),
-        (names::HALF_OPEN, settings.half_open_mask),
+        (names::FLOWS4, settings.flow4_mask + 1),
+        (names::FLOWS6, settings.flow6_mask + 1),
+        (names::HALF_OPEN, settings.half_open_mask + 1),
+        (names::COUNTERS, cpus as u32),
     ]
+}
+
+fn map_memory(map: &MapData) -> u64 {
+    let fd = map.fd().as_fd().as_raw_fd();
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))
+        .ok()
+        .and_then(|text| memlock(&text))
+        .unwrap_or(0)
+}
+
+fn memlock(fdinfo: &str) -> Option<u64> {
+    let line = fdinfo.lines().find_map(|l| l.strip_prefix("memlock:"))?;
+    line.trim().parse().ok()
 }
 
 #[derive(Debug, PartialEq)]
@@ -173,7 +171,7 @@ struct Shape {
     flags: u32,
 }
 
-fn shapes(settings: Settings) -> Vec<(&'static str, Shape)> {
+fn shapes(settings: Settings, cpus: usize) -> Vec<(&'static str, Shape)> {
     fn table<T>(name: &'static str, entries: u32) -> (&'static str, Shape) {
         let shape = Shape {
             kind: MapType::Array,
@@ -183,19 +181,6 @@ fn shapes(settings: Settings) -> Vec<(&'static str, Shape)> {
             flags: BPF_F_MMAPABLE,
         };
         (name, shape)
-    }
-    fn per_cpu<T>(name: &'static str, entries: u32) -> (&'static str, Shape) {
-        let (name, shape) = table::<T>(name, entries);
-        let kind = MapType::PerCpuArray;
-        let flags = 0;
-        (
-            name,
-            Shape {
-                kind,
-                flags,
-                ..shape
-            },
-        )
     }
     let fragments = Shape {
         kind: MapType::LruHash,
@@ -213,15 +198,7 @@ fn shapes(settings: Settings) -> Vec<(&'static str, Shape)> {
     };
     vec![
         table::<Header>(names::HEADER, 1),
-        table::<Frontend>(names::FRONTENDS, limits::FRONTENDS),
-        table::<IndexBucket>(names::FRONTEND_INDEX, limits::FRONTEND_INDEX_BUCKETS),
-        table::<Cursor>(names::CURSORS, limits::FRONTENDS),
-        table::<RingChunk>(names::RINGS, limits::RING_CHUNKS),
-        table::<Backend>(names::BACKENDS, limits::BACKENDS),
-        table::<Endpoint>(names::ENDPOINTS, limits::ENDPOINTS),
-        table::<IndexBucket>(names::ENDPOINT_INDEX, limits::ENDPOINT_INDEX_BUCKETS),
-        table::<Device>(names::DEVICES, limits::DEVICES),
-        table::<SnatAddress>(names::SNAT_ADDRESSES, limits::SNAT_ADDRESSES),
+        table::<Forwarding>(names::FORWARDING, 1),
         table::<SnatPort>(
             names::SNAT_PORTS,
             limits::SNAT_ADDRESSES * limits::SNAT_PORTS,
@@ -230,9 +207,7 @@ fn shapes(settings: Settings) -> Vec<(&'static str, Shape)> {
         table::<Bucket<Flow6>>(names::FLOWS6, settings.flow6_mask + 1),
         table::<Bucket<Flow6>>(names::HALF_OPEN, settings.half_open_mask + 1),
         (names::FRAGMENTS, fragments),
-        per_cpu::<u64>(names::REASONS, Reason::ALL.len() as u32),
-        per_cpu::<Traffic>(names::FRONTEND_TRAFFIC, limits::FRONTENDS),
-        per_cpu::<Traffic>(names::BACKEND_TRAFFIC, limits::BACKENDS),
+        table::<Counters>(names::COUNTERS, cpus as u32),
         (names::EVENTS, events),
     ]
 }
@@ -243,7 +218,7 @@ mod tests {
 
     #[test]
     fn every_pinned_map_has_a_shape() {
-        let mut shaped: Vec<_> = shapes(Settings::default())
+        let mut shaped: Vec<_> = shapes(Settings::default(), 2)
             .into_iter()
             .map(|(name, _)| name)
             .collect();
@@ -251,6 +226,15 @@ mod tests {
         shaped.sort_unstable();
         pinned.sort_unstable();
         assert_eq!(shaped, pinned);
+    }
+
+    #[test]
+    fn the_kernels_account_is_read() {
+        assert_eq!(
+            memlock("map_type:\t2\nmemlock:\t4096\nfrozen:\t0\n"),
+            Some(4096)
+        );
+        assert_eq!(memlock("map_type:\t2\n"), None);
     }
 
     #[test]

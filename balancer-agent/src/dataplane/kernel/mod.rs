@@ -9,13 +9,12 @@
 //! - `bpffs` finds the file system that it lies on;
 //! - `load` brings program and maps together, and maps those into memory;
 //! - `attach` keeps the program on the interfaces;
-//! - `counters` and `events` read what the program tells.
+//! - `events` reads what the program tells.
 //!
 //! Nothing outside this folder names aya.
 
 mod attach;
 mod bpffs;
-mod counters;
 mod error;
 mod events;
 mod instance;
@@ -25,7 +24,6 @@ mod sys;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use common::counters::{Reason, Traffic};
 use common::flow::buckets_for;
 use common::tables::{Settings, names};
 
@@ -33,11 +31,11 @@ pub use attach::{AttachError, AttachMode, Attached};
 pub use error::KernelError;
 pub use events::{Events, KernelLog};
 pub use instance::Removed;
+pub use load::entries;
 
 use super::Tables;
 use crate::model::{Xdp, XdpMode};
 use attach::Attacher;
-use counters::Counters;
 use instance::{Instance, Place, State};
 use load::Maps;
 use sys::Netns;
@@ -168,7 +166,6 @@ impl Opened {
 /// Dropping it leaves everything in the kernel as it is.
 pub struct Kernel {
     tables: Arc<Tables>,
-    counters: Counters,
     attacher: Mutex<Attacher>,
     events: Mutex<Option<aya::maps::Map>>,
     log: Mutex<Option<KernelLog>>,
@@ -229,7 +226,6 @@ impl Kernel {
         };
         let kernel = Self {
             tables: running.tables,
-            counters: running.counters,
             program_id: running.attacher.program_id(),
             attacher: Mutex::new(running.attacher),
             events: Mutex::new(Some(running.events)),
@@ -290,54 +286,6 @@ impl Kernel {
         self.attacher().refresh()
     }
 
-    /// Packets by [`common::counters::Reason`], summed over CPUs.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read a map; as for all counters here.
-    pub fn reasons(&self) -> Result<Vec<u64>, KernelError> {
-        self.counters.reasons()
-    }
-
-    /// One of [`Kernel::reasons`].
-    ///
-    /// # Errors
-    /// As for [`Kernel::reasons`].
-    pub fn reason(&self, reason: Reason) -> Result<u64, KernelError> {
-        self.counters.reason(reason)
-    }
-
-    /// Traffic of frontend slots, in their order, summed over CPUs.
-    ///
-    /// # Errors
-    /// As for [`Kernel::reasons`]; a slot beyond the table is one.
-    pub fn traffic_frontends(&self, slots: &[u32]) -> Result<Vec<Traffic>, KernelError> {
-        self.counters.frontends(slots)
-    }
-
-    /// Traffic of backend slots, in their order, summed over CPUs.
-    ///
-    /// # Errors
-    /// As for [`Kernel::reasons`]; a slot beyond the table is one.
-    pub fn traffic_backends(&self, slots: &[u32]) -> Result<Vec<Traffic>, KernelError> {
-        self.counters.backends(slots)
-    }
-
-    /// Zeroes the traffic of a frontend slot that gets a new owner.
-    ///
-    /// # Errors
-    /// As for [`Kernel::reasons`].
-    pub fn reset_frontend_traffic(&self, slot: u32) -> Result<(), KernelError> {
-        self.counters.reset_frontend(slot)
-    }
-
-    /// Zeroes the traffic of a backend slot that gets a new owner.
-    ///
-    /// # Errors
-    /// As for [`Kernel::reasons`].
-    pub fn reset_backend_traffic(&self, slot: u32) -> Result<(), KernelError> {
-        self.counters.reset_backend(slot)
-    }
-
     /// The reader of the program's events; `None` when it was taken before. Must
     /// be called on a tokio runtime with I/O enabled.
     ///
@@ -362,7 +310,6 @@ impl Kernel {
 /// An instance whose maps are pinned, with our program on its interfaces.
 struct Running {
     tables: Arc<Tables>,
-    counters: Counters,
     attacher: Attacher,
     events: aya::maps::Map,
     log: Option<KernelLog>,
@@ -376,22 +323,21 @@ impl Running {
         instance: &Instance,
     ) -> Result<Self, KernelError> {
         let pins = instance.maps_dir()?;
-        let mut maps = Maps::open(&pins, settings).map_err(|what| instance.damaged(what))?;
-        let tables = Arc::new(maps.tables(settings)?);
-        let memory_bytes = counters::memory_bytes(&maps);
-        let mut ebpf = load::prepare(options.object, settings, &pins)?;
+        let cpus = load::cpus()?;
+        let mut maps = Maps::open(&pins, settings, cpus).map_err(|what| instance.damaged(what))?;
+        let tables = Arc::new(maps.tables(settings, cpus)?);
+        let memory_bytes = maps.memory_bytes();
+        let mut ebpf = load::prepare(options.object, settings, cpus, &pins)?;
         let log = KernelLog::new(&mut ebpf);
         load::program(&mut ebpf)?
             .load()
             .map_err(KernelError::program)?;
-        let counters = Counters::new(&mut maps)?;
         let events = maps.take(names::EVENTS)?;
         // Last, because from here on our program is what steers.
         let mut attacher = Attacher::new(ebpf, instance.links_dir()?)?;
         attacher.settle(&options.interfaces, options.mode);
         Ok(Self {
             tables,
-            counters,
             attacher,
             events,
             log,
@@ -408,9 +354,10 @@ fn make(
     instance: &Instance,
 ) -> Result<(), KernelError> {
     let pins = instance.maps_dir()?;
-    load::prepare(options.object, settings, &pins)?;
-    let maps = Maps::open(&pins, settings).map_err(|what| KernelError::Object { what })?;
-    load::write_header(&maps.tables(settings)?, settings, netns.number());
+    let cpus = load::cpus()?;
+    load::prepare(options.object, settings, cpus, &pins)?;
+    let maps = Maps::open(&pins, settings, cpus).map_err(|what| KernelError::Object { what })?;
+    load::write_header(&maps.tables(settings, cpus)?, settings, netns.number());
     Ok(())
 }
 
@@ -438,8 +385,9 @@ pub fn pinned(pin_dir: Option<&Path>) -> Result<Option<Tables>, KernelError> {
         return Ok(None);
     };
     let pins = instance.maps_dir()?;
-    let maps = Maps::open(&pins, header.settings).map_err(|what| instance.damaged(what))?;
-    maps.tables(header.settings).map(Some)
+    let cpus = load::cpus()?;
+    let maps = Maps::open(&pins, header.settings, cpus).map_err(|what| instance.damaged(what))?;
+    maps.tables(header.settings, cpus).map(Some)
 }
 
 /// Takes the program off all interfaces of our network namespace's instance and
