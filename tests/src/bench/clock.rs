@@ -60,6 +60,17 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// Each sample together with the other's of the same turn.
+    pub fn pair(&self, other: &Self, of: impl Fn(f64, f64) -> f64) -> Self {
+        Self(
+            self.0
+                .iter()
+                .zip(&other.0)
+                .map(|(a, b)| of(*a, *b))
+                .collect(),
+        )
+    }
+
     /// The least: what the work takes when nothing disturbs it.
     ///
     /// # Errors

@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use super::clock::Samples;
+
 /// What a figure's ratio (or difference) should be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
@@ -35,8 +37,10 @@ pub struct Figure {
     pub unit: &'static str,
     /// What it is compared with, from the same run.
     pub reference: Option<Reference>,
-    /// Value over reference.
+    /// Value over reference; of runs that were made in turn, the middle of their ratios.
     pub ratio: Option<f64>,
+    /// How much more than the reference, in the figure's unit; likewise.
+    pub more: Option<f64>,
     /// The target, in words.
     pub target: Option<String>,
     /// Whether the target is met; nothing without a target.
@@ -63,6 +67,7 @@ impl Figure {
             unit,
             reference: None,
             ratio: None,
+            more: None,
             target: None,
             met: None,
         }
@@ -71,6 +76,7 @@ impl Figure {
     /// Compared with another figure of the same unit.
     pub fn against(mut self, other: &Figure) -> Self {
         self.ratio = Some(self.value / other.value);
+        self.more = Some(self.value - other.value);
         self.reference = Some(Reference {
             name: other.name.clone(),
             value: other.value,
@@ -78,17 +84,26 @@ impl Figure {
         self
     }
 
+    /// Compared with another figure, run by run: `ours` and `theirs` were made in turn, so
+    /// that both of a pair met the machine at the same speed.
+    ///
+    /// # Errors
+    /// Without samples.
+    pub fn paired(mut self, other: &Figure, ours: &Samples, theirs: &Samples) -> Result<Self> {
+        self = self.against(other);
+        self.ratio = Some(ours.pair(theirs, |a, b| a / b).median()?);
+        self.more = Some(ours.pair(theirs, |a, b| a - b).median()?);
+        Ok(self)
+    }
+
     /// With a target.
     pub fn target(mut self, target: Target) -> Self {
-        let reference = self.reference.as_ref().map_or(f64::NAN, |r| r.value);
+        let more = self.more.unwrap_or(f64::NAN);
         let ratio = self.ratio.unwrap_or(f64::NAN);
         let (words, met) = match target {
             Target::AtMost(times) => (format!("<= {times} x"), ratio <= times),
             Target::AtLeast(times) => (format!(">= {times} x"), ratio >= times),
-            Target::Within(more) => (
-                format!("<= +{more} {}", self.unit),
-                self.value - reference <= more,
-            ),
+            Target::Within(most) => (format!("<= +{most} {}", self.unit), more <= most),
             Target::Below(most) => (format!("<= {most} {}", self.unit), self.value <= most),
         };
         self.target = Some(words);

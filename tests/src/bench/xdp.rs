@@ -38,12 +38,24 @@ impl Effort {
     }
 }
 
-/// Measures and reports everything.
+/// Which packets to measure.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+pub enum Part {
+    /// Those of established flows.
+    Established,
+    /// Those that begin a flow.
+    New,
+    /// Those that are not balanced.
+    Others,
+}
+
+/// Measures and reports everything, or a part.
 ///
 /// # Errors
 /// When a program can't be loaded, or packets did not go the way that a figure
 /// is about.
-pub fn run(report: &mut Report, quick: bool) -> Result<()> {
+pub fn run(report: &mut Report, quick: bool, part: Option<Part>) -> Result<()> {
+    let wanted = |one| part.is_none_or(|part| part == one);
     let cpu = clock::pin()?;
     println!("nanoseconds of CPU time per packet, on CPU {cpu}: least and median of many runs");
     let balancer = Balancer::load()?;
@@ -59,11 +71,17 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
             quick,
             placed: 0,
         };
-        for kind in [Kind::Forward, Kind::Reply] {
-            bench.established(report, kind)?;
+        if wanted(Part::Established) {
+            for kind in [Kind::Forward, Kind::Reply] {
+                bench.established(report, kind)?;
+            }
         }
-        bench.new_flows(report)?;
-        bench.not_balanced(report)?;
+        if wanted(Part::New) {
+            bench.new_flows(report)?;
+        }
+        if wanted(Part::Others) {
+            bench.not_balanced(report)?;
+        }
     }
     Ok(())
 }
@@ -100,6 +118,13 @@ impl Runner {
             self.samples.median()?,
             "ns",
         ))
+    }
+
+    /// Compared with the floor that it took turns with.
+    fn against(&self, what: &str, floor: &Self) -> Result<Figure> {
+        let reference = floor.figure(what)?;
+        self.figure(what)?
+            .paired(&reference, &self.samples, &floor.samples)
     }
 }
 
@@ -148,14 +173,18 @@ impl Bench<'_> {
             self.measure(&mut wrappers, &mut runners, kind, flows, &frame)?;
             let what = format!("{flows} flows");
             let [pass, swap, hit, ours] = &runners;
-            let floor = hit.figure(&what)?;
-            let mut ours = ours.figure(&what)?.against(&floor);
+            let mut ours = ours.against(&what, hit)?;
             match flows {
                 1 => ours = ours.target(Target::AtMost(1.5)),
                 1_048_576 => ours = ours.target(Target::AtMost(0.8)),
                 _ => {}
             }
-            figures.extend([pass.figure(&what)?, swap.figure(&what)?, floor, ours]);
+            figures.extend([
+                pass.figure(&what)?,
+                swap.figure(&what)?,
+                hit.figure(&what)?,
+                ours,
+            ]);
         }
         let title = format!("Established, {}, {direction}", self.family());
         report.section(&title, figures);
@@ -183,8 +212,7 @@ impl Bench<'_> {
         let [insert, ours] = &runners;
         let floor = insert.figure("new connection")?;
         let ours = ours
-            .figure("new connection")?
-            .against(&floor)
+            .against("new connection", insert)?
             .target(Target::AtMost(0.5));
         let title = format!("New connections (SYN), {}, tables full", self.family());
         report.section(&title, vec![floor, ours]);
@@ -205,8 +233,7 @@ impl Bench<'_> {
         let [pass, ours] = &runners;
         let floor = pass.figure("not balanced")?;
         let ours = ours
-            .figure("not balanced")?
-            .against(&floor)
+            .against("not balanced", pass)?
             .target(Target::Within(60.0));
         let title = format!("Not balanced, {}", self.family());
         report.section(&title, vec![floor, ours]);

@@ -25,7 +25,11 @@ struct Arguments {
 enum What {
     /// Nanoseconds per packet of the kernel program next to floors, then `veth`, then
     /// `tcp`.
-    Xdp,
+    Xdp {
+        /// Only this part of the nanoseconds, and nothing after them.
+        #[arg(long, value_enum)]
+        part: Option<xdp::Part>,
+    },
     /// Packets per second over veth, next to nftables DNAT.
     Veth,
     /// Whole TCP connections per second, next to routing and nftables DNAT.
@@ -44,10 +48,12 @@ fn main() -> Result<()> {
     );
     let (mut report, quick) = (Report::default(), arguments.quick);
     match arguments.what {
-        What::Xdp => {
-            on_a_thread(|| xdp::run(&mut report, quick))?;
-            on_a_thread(|| veth::run(&mut report, quick))?;
-            tcp::run(&mut report, quick)?;
+        What::Xdp { part } => {
+            on_a_thread(|| xdp::run(&mut report, quick, part))?;
+            if part.is_none() {
+                on_a_thread(|| veth::run(&mut report, quick))?;
+                tcp::run(&mut report, quick)?;
+            }
         }
         What::Veth => veth::run(&mut report, quick)?,
         What::Tcp => tcp::run(&mut report, quick)?,
