@@ -1,5 +1,5 @@
-//! The fast path: plain packets of established flows, and everybody else's
-//! traffic.
+//! The fast path: plain packets of established flows, plain first packets (`syn`), and
+//! everybody else's traffic.
 //!
 //! One index lookup says whose the packet is, one flow lookup finds its flow; no
 //! helper is called but the clock's and the redirect's. It reads only what it
@@ -9,19 +9,21 @@
 //! is left, unchanged, to `steer`, which reads it again and in full.
 
 use crate::count::{pass, traffic_in, traffic_out};
-use crate::flows::{self, Entry, Found, Key};
+use crate::flows::{self, By, Entry, Key};
 use crate::forward;
 use crate::frame::{Frame, load, store};
 use crate::index;
 use crate::maps::{Tables, seed};
 use crate::parse::{ETH_IPV4, ETH_IPV6, proto, tcp};
-use crate::steer::{By, Family, V4, V6, clock, established, owner, seen};
+use crate::steer::{self, Family, V4, V6, clock, owner_in, seen};
+use crate::syn;
+use crate::table::{self, Found, Table};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::XdpContext;
 use common::counters::Reason;
-use common::flow::flags;
+use common::flow::{SEEN_STEP, flags};
 use common::limits::DEVICES;
-use common::tables::{Backend, Frontend, VLAN_KEEP, state};
+use common::tables::{Backend, Frontend, Hop, VLAN_KEEP, state};
 use common::{Addr, Be16, checksum, hash};
 
 /// Bytes of the Ethernet header.
@@ -75,6 +77,22 @@ unsafe fn ttl_at<F: Family>(ip: usize) -> usize {
     if F::V4 { ip + 8 } else { ip + 7 }
 }
 
+/// A packet whose headers have been checked.
+pub struct Plain<'a> {
+    /// The context.
+    pub ctx: &'a XdpContext,
+    /// The fixed tables.
+    pub tables: Tables,
+    /// The frame.
+    pub frame: &'a Frame,
+    /// The Ethernet header.
+    pub eth: usize,
+    /// The IP header, with no options.
+    pub ip: usize,
+    /// TCP or UDP.
+    pub proto: u8,
+}
+
 #[inline(always)]
 fn plain<F: Family>(ctx: &XdpContext, frame: &Frame, eth: usize) -> Option<Verdict> {
     // Room for a TCP header behind it. Datagrams shorter than that are rare, and
@@ -102,13 +120,11 @@ fn plain<F: Family>(ctx: &XdpContext, frame: &Frame, eth: usize) -> Option<Verdi
         if ETH + length > frame.len() {
             return None;
         }
-        let mut is_plain = load::<u8>(ttl_at::<F>(ip)) > 1;
         let needed = if proto == proto::TCP {
             let offset = (load::<u8>(l4 + 12) >> 4) as usize * 4;
             if offset < 20 {
                 return None;
             }
-            is_plain &= load::<u8>(l4 + 13) & tcp::STATE == tcp::ACK;
             offset
         } else if proto == proto::UDP {
             let size = u16::from_be(load(l4 + 4)) as usize;
@@ -123,134 +139,202 @@ fn plain<F: Family>(ctx: &XdpContext, frame: &Frame, eth: usize) -> Option<Verdi
             return None;
         }
         let tables = Tables::new()?;
-        let seed = seed();
+        let p = Plain {
+            ctx,
+            tables,
+            frame,
+            eth,
+            ip,
+            proto,
+        };
         let dport = Be16(load(l4 + 2));
-        if let Some((slot, frontend)) = index::frontend(tables, &dst::<F>(ip), dport, proto, seed) {
-            if !is_plain {
-                return None;
-            }
-            return forward::<F>(ctx, frame, eth, ip, proto, slot, frontend);
+        if let Some((slot, frontend)) = index::frontend(tables, &dst::<F>(ip), dport, proto, seed())
+        {
+            return match p.kind::<F>() {
+                tcp::ACK => forward::<F>(&p, slot, frontend),
+                tcp::SYN => syn::packet::<F>(&p, slot, frontend),
+                _ => None,
+            };
         }
         let sport = Be16(load(l4));
-        if let Some(slot) = index::endpoint(tables, &src::<F>(ip), sport, proto, seed) {
-            if !is_plain {
-                return None;
-            }
-            return reply::<F>(ctx, frame, eth, ip, proto, slot as u16);
+        if let Some(slot) = index::endpoint(tables, &src::<F>(ip), sport, proto, seed()) {
+            return match p.kind::<F>() {
+                tcp::ACK => reply::<F>(&p, slot as u16),
+                _ => None,
+            };
         }
     }
     Some(pass(Reason::NotBalanced))
 }
 
-/// # Safety
-/// `eth` and `ip` must be of checked headers, as all here.
-#[inline(always)]
-unsafe fn forward<F: Family>(
-    ctx: &XdpContext,
-    frame: &Frame,
-    eth: usize,
-    ip: usize,
-    proto: u8,
-    slot: u32,
-    frontend: &Frontend,
-) -> Option<Verdict> {
-    // SAFETY: by the caller; tables' entries are in maps.
-    unsafe {
-        let port = Be16(load(ip + header::<F>()));
-        let key = Key {
-            addr: src::<F>(ip),
-            port,
-            frontend: slot as u16,
-        };
-        let hash = hash::client(&key.addr, port, seed());
-        let found = established::<F>(hash, &key, By::FRONTEND)?;
-        let (backend, word) = owner(found.meta)?;
-        let needed = state::HOP_VALID
-            | if proto == proto::UDP {
-                state::USABLE
-            } else {
+impl Plain<'_> {
+    /// TCP's flags that change a flow's state, ACK alone for a datagram; none for a
+    /// packet at the end of its hops.
+    ///
+    /// # Safety
+    /// As for all here: the headers have been checked.
+    #[inline(always)]
+    unsafe fn kind<F: Family>(&self) -> u8 {
+        // SAFETY: by the caller.
+        unsafe {
+            if load::<u8>(ttl_at::<F>(self.ip)) <= 1 {
                 0
-            };
-        if word & (needed | state::STOPPED) != needed || found.meta.flags() & flags::SNAT != 0 {
-            return None;
+            } else if self.proto == proto::TCP {
+                load::<u8>(self.ip + header::<F>() + 13) & tcp::STATE
+            } else {
+                tcp::ACK
+            }
         }
+    }
+
+    /// The client's end of a packet to a frontend.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    pub unsafe fn client<F: Family>(&self, slot: u32) -> Key {
+        // SAFETY: by the caller.
+        unsafe {
+            Key {
+                addr: src::<F>(self.ip),
+                port: Be16(load(self.ip + header::<F>())),
+                frontend: slot as u16,
+            }
+        }
+    }
+
+    /// Where the packet came in.
+    #[inline(always)]
+    pub fn ingress(&self) -> u32 {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.ctx.ctx).ingress_ifindex }
+    }
+
+    /// Sends the packet on to its backend.
+    ///
+    /// # Safety
+    /// As above; `backend` and `hop` must be of the tables.
+    #[inline(always)]
+    pub unsafe fn send<F: Family>(
+        &self,
+        frontend: &Frontend,
+        backend: *const Backend,
+        hop: *const Hop,
+    ) -> Verdict {
+        // SAFETY: by the caller.
+        unsafe {
+            rewrite::<F, true>(self.ip, self.proto, backend, frontend);
+            write_macs(self.eth, forward::hop_macs(hop));
+            steer::out(self.tables, self.ingress(), (*hop).ifindex)
+        }
+    }
+}
+
+/// A backend's hop if it can be used for an untagged frame as it is.
+///
+/// # Safety
+/// `backend` must be of the tables.
+#[inline(always)]
+pub unsafe fn plain_hop(backend: *const Backend, word: u32) -> Option<*const Hop> {
+    // SAFETY: by the caller.
+    unsafe {
         let hop = forward::hop(backend, word);
         if (*hop).vlan_count != VLAN_KEEP && (*hop).vlan_count != 0 {
             return None;
         }
-        // The same way as the flow's packets before?
-        let ingress = (*ctx.ctx).ingress_ifindex;
-        let path = F::Entry::path(found.entry) as usize;
-        if load::<u32>(eth + 6) != load::<u32>(path)
-            || (load::<u16>(eth + 10) as u32 | (ingress % DEVICES) << 16) != load::<u32>(path + 4)
-            || found.meta.flags() & flags::VLAN_MASK != 0
-        {
-            return None;
-        }
-        touch(&found);
-        rewrite::<F, true>(ip, proto, backend, frontend);
-        let [a, b, c] = forward::hop_macs(hop);
-        store(eth, a);
-        store(eth + 4, b);
-        store(eth + 8, c);
-        traffic_in(slot, found.meta.backend() as u32, frame.len() as u64);
-        Some(out(ingress, (*hop).ifindex))
+        Some(hop)
     }
 }
 
 /// # Safety
-/// As for [`forward`].
+/// The headers must have been checked, as all here.
 #[inline(always)]
-unsafe fn reply<F: Family>(
-    ctx: &XdpContext,
-    frame: &Frame,
-    eth: usize,
-    ip: usize,
-    proto: u8,
-    endpoint: u16,
-) -> Option<Verdict> {
+unsafe fn write_macs(eth: usize, words: [u32; 3]) {
+    // SAFETY: by the caller.
+    unsafe {
+        store(eth, words[0]);
+        store(eth + 4, words[1]);
+        store(eth + 8, words[2]);
+    }
+}
+
+/// At home, or else by the tags.
+#[inline(always)]
+fn find<T: Table>(hash: u64, key: &Key, by: By) -> Option<Found<T>> {
+    match table::at_home::<T>(hash, key, by) {
+        Some(found) => Some(found),
+        None => table::find::<T>(hash, key, by),
+    }
+}
+
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn forward<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -> Option<Verdict> {
     // SAFETY: by the caller; tables' entries are in maps.
     unsafe {
-        let port = Be16(load(ip + header::<F>() + 2));
+        let key = p.client::<F>(slot);
+        let hash = hash::client(&key.addr, key.port, seed());
+        let found = find::<F::Established>(hash, &key, By::FRONTEND)?;
+        let (backend, word) = owner_in(p.tables, found.meta)?;
+        let needed = state::HOP_VALID
+            | if p.proto == proto::UDP {
+                state::USABLE
+            } else {
+                0
+            };
+        let unusual = flags::SNAT | flags::VLAN_MASK;
+        if word & (needed | state::STOPPED) != needed || found.meta.flags() & unusual != 0 {
+            return None;
+        }
+        let hop = plain_hop(backend, word)?;
+        // The same way as the flow's packets before?
+        let path = <F::Established as Table>::Entry::path(found.entry) as usize;
+        let device = (load::<u16>(p.eth + 10) as u32) | (p.ingress() % DEVICES) << 16;
+        if load::<u32>(p.eth + 6) != load::<u32>(path) || device != load::<u32>(path + 4) {
+            return None;
+        }
+        touch(&found);
+        traffic_in(slot, found.meta.backend() as u32, p.frame.len() as u64);
+        Some(p.send::<F>(frontend, backend, hop))
+    }
+}
+
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn reply<F: Family>(p: &Plain<'_>, endpoint: u16) -> Option<Verdict> {
+    // SAFETY: by the caller; tables' entries are in maps.
+    unsafe {
         let key = Key {
-            addr: dst::<F>(ip),
-            port,
+            addr: dst::<F>(p.ip),
+            port: Be16(load(p.ip + header::<F>() + 2)),
             frontend: 0,
         };
-        let hash = hash::client(&key.addr, port, seed());
-        let found = established::<F>(hash, &key, By::endpoint(endpoint))?;
-        let (backend, word) = owner(found.meta)?;
+        let hash = hash::client(&key.addr, key.port, seed());
+        let found = find::<F::Established>(hash, &key, By::endpoint(endpoint))?;
+        let (backend, word) = owner_in(p.tables, found.meta)?;
         if word & state::STOPPED != 0 || found.meta.flags() & flags::VLAN_MASK != 0 {
             return None;
         }
-        let slot = F::Entry::frontend(found.entry) as u32;
-        let frontend = Tables::new()?.frontend(slot);
-        let (ifindex, [a, b, c]) = forward::return_macs(F::Entry::path(found.entry))?;
+        let slot = <F::Established as Table>::Entry::frontend(found.entry) as u32;
+        let frontend = p.tables.frontend(slot);
+        let path = <F::Established as Table>::Entry::path(found.entry);
+        let (ifindex, macs) = forward::return_macs(p.tables, path)?;
         touch(&found);
-        rewrite::<F, false>(ip, proto, backend, frontend);
-        store(eth, a);
-        store(eth + 4, b);
-        store(eth + 8, c);
-        traffic_out(slot, found.meta.backend() as u32, frame.len() as u64);
-        Some(out((*ctx.ctx).ingress_ifindex, ifindex))
+        traffic_out(slot, found.meta.backend() as u32, p.frame.len() as u64);
+        rewrite::<F, false>(p.ip, p.proto, backend, frontend);
+        write_macs(p.eth, macs);
+        Some(steer::out(p.tables, p.ingress(), ifindex))
     }
 }
 
+/// Notes the time of a packet, at most once in [`SEEN_STEP`] and flow. Lost to another
+/// CPU, the next packet notes it.
 #[inline(always)]
-fn out(ingress: u32, ifindex: u32) -> Verdict {
-    if ifindex == ingress {
-        Verdict::TX
-    } else {
-        Verdict::redirect(ifindex)
-    }
-}
-
-/// Notes the time of a packet, about once a second and flow. Lost to another CPU,
-/// the next packet notes it.
-#[inline(always)]
-unsafe fn touch<E: Entry>(found: &Found<E>) {
+unsafe fn touch<T: Table>(found: &Found<T>) {
     let now = seen(clock());
-    if found.meta.seen() != now {
+    if found.meta.idle(now) >= SEEN_STEP {
         // SAFETY: the flow was found in the map.
         unsafe { flows::exchange(found.entry, found.meta, found.meta.with_seen(now)) };
     }

@@ -237,7 +237,8 @@ pub fn to_backend(ctx: &XdpContext, p: &Packet, backend: *const Backend, word: u
 #[inline(always)]
 pub fn to_client(ctx: &XdpContext, p: &Packet, path: &ReturnPath, meta: Meta) -> Verdict {
     // SAFETY: a reference.
-    let Some((ifindex, macs)) = (unsafe { return_macs(path) }) else {
+    let macs = Tables::new().and_then(|tables| unsafe { return_macs(tables, path) });
+    let Some((ifindex, macs)) = macs else {
         return Verdict::BY_FIB;
     };
     if !tag(ctx, p, meta.flags() & flags::VLAN_MASK, path.tci, macs) {
@@ -252,10 +253,10 @@ pub fn to_client(ctx: &XdpContext, p: &Packet, path: &ReturnPath, meta: Meta) ->
 /// # Safety
 /// `path` must point to a return path.
 #[inline(always)]
-pub unsafe fn return_macs(path: *const ReturnPath) -> Option<(u32, [u32; 3])> {
+pub unsafe fn return_macs(tables: Tables, path: *const ReturnPath) -> Option<(u32, [u32; 3])> {
     // SAFETY: by the caller, and in the map's value.
     unsafe {
-        let device = Tables::new()?.device((*path).device as u32);
+        let device = tables.device((*path).device as u32);
         let ifindex = (&raw const device.ifindex).read_volatile();
         if ifindex == 0 {
             return None;

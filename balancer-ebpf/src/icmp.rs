@@ -2,7 +2,7 @@
 //! balanced flow are translated and go to the end that they concern.
 
 use crate::count::{count, pass};
-use crate::flows::{Entry, Found, Key};
+use crate::flows::{By, Entry, Key};
 use crate::forward::{self, frame};
 use crate::frame::{Frame, load, store};
 use crate::index;
@@ -11,7 +11,8 @@ use crate::parse::{Packet, proto};
 use crate::refuse::swap_macs;
 use crate::report::inconsistent;
 use crate::snat;
-use crate::steer::{By, Family, clock, find_established, find_half_open, found, owner, seen};
+use crate::steer::{Family, clock, owner, seen};
+use crate::table::{self, Found, HalfOpen, Table};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::XdpContext;
 use common::checksum;
@@ -173,14 +174,14 @@ struct Flow {
 }
 
 #[inline(always)]
-fn flow<E: Entry>(found: &Found<E>) -> Flow {
+fn flow<T: Table>(found: &Found<T>) -> Flow {
     // SAFETY: the flow was found in the map.
     unsafe {
         Flow {
             meta: found.meta,
-            snat_port: E::snat_port(found.entry),
-            frontend: E::frontend(found.entry),
-            path: *E::path(found.entry),
+            snat_port: T::Entry::snat_port(found.entry),
+            frontend: T::Entry::frontend(found.entry),
+            path: *T::Entry::path(found.entry),
         }
     }
 }
@@ -194,11 +195,11 @@ fn look_up<F: Family>(key: &Key, endpoint: u16, exact: bool, out: &mut Flow) -> 
     } else {
         By::endpoint(endpoint)
     };
-    if let Some(found) = found(find_established::<F>(hash, key, by)) {
+    if let Some(found) = table::find::<F::Established>(hash, key, by) {
         *out = flow(&found);
         return true;
     }
-    if let Some(found) = found(find_half_open(hash, key, by)) {
+    if let Some(found) = table::find::<HalfOpen>(hash, key, by) {
         *out = flow(&found);
         return true;
     }

@@ -45,4 +45,8 @@ pub mod snat;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
 #[cfg(target_arch = "bpf")]
+pub mod syn;
+#[cfg(target_arch = "bpf")]
+pub mod table;
+#[cfg(target_arch = "bpf")]
 pub mod verdict;

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use common::counters::Reason;
-use common::flow::{Bucket, Flow4, Flow6};
+use common::flow::{Bucket, Flow4, Flow6, Tags};
 use common::limits;
 use common::tables::{
     Backend, Counters, Cursor, Device, Endpoint, Forwarding, FragmentKey, Frontend, Header,
@@ -89,6 +89,14 @@ pub static FLOWS4: Array<Bucket<Flow4>> = Array::with_max_entries(2, BPF_F_MMAPA
 pub static FLOWS6: Array<Bucket<Flow6>> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static HALF_OPEN: Array<Bucket<Flow6>> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static TAGS4: Array<Tags> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static TAGS6: Array<Tags> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static TAGS_HALF_OPEN: Array<Tags> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static HANDS: Array<u64> = Array::with_max_entries(2, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, u32> =
     LruHashMap::with_max_entries(limits::FRAGMENTS, 0);

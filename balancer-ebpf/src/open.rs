@@ -3,7 +3,7 @@
 //! and "Reply".
 
 use crate::count::{count, event, on_backend, on_both, pass, traffic_in, traffic_out};
-use crate::flows::{self, Entry, Fields, Found, Key};
+use crate::flows::{self, By, Entry, Fields, Key};
 use crate::forward::{self, Replacement};
 use crate::frame::{Frame, load};
 use crate::maps::{Tables, seed};
@@ -12,7 +12,8 @@ use crate::refuse;
 use crate::report::{inconsistent, note};
 use crate::select;
 use crate::snat;
-use crate::steer::{self, By, Family, clock, find_established, find_half_open, found, owner, seen};
+use crate::steer::{self, Family, clock, owner, seen};
+use crate::table::{self, Found, HalfOpen, Table};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::XdpContext;
 use common::counters::Reason;
@@ -62,9 +63,9 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
     let hash = hash::client(&p.src, p.sport, seed());
     let now = seen(clock());
 
-    let next = match found(find_established::<F>(hash, &key, By::FRONTEND)) {
+    let next = match table::find::<F::Established>(hash, &key, By::FRONTEND) {
         Some(found) => along_established(&frame, p, &found, now),
-        None => match found(find_half_open(hash, &key, By::FRONTEND)) {
+        None => match table::find::<HalfOpen>(hash, &key, By::FRONTEND) {
             Some(found) => along_half_open::<F>(&frame, p, &found, now, hash, &key),
             None => Next::Unknown,
         },
@@ -83,7 +84,10 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
         // A frontend on its way out takes no new flows: to new packets its
         // address is not balanced any more.
         _ if frontend.flags & frontend_flags::CLOSING != 0 => pass(Reason::NotBalanced),
-        _ => select::new_flow::<F>(ctx, p, slot, hash),
+        _ => {
+            let chosen = select::choose::<F>(slot, frontend, &key, hash);
+            select::new_flow::<F>(ctx, p, slot, hash, chosen)
+        }
     }
 }
 
@@ -110,7 +114,7 @@ fn bad_flags(f: u8) -> bool {
 
 /// Addresses that no client can have.
 #[inline(always)]
-fn bad_source<F: Family>(addr: &Addr) -> bool {
+pub fn bad_source<F: Family>(addr: &Addr) -> bool {
     if F::V4 {
         let first = addr.v4_word().to_ne_bytes()[0];
         // 0.0.0.0, 127/8, 224/4 and above with the limited broadcast.
@@ -139,14 +143,14 @@ fn closing(p: &Packet, fin: u16) -> u16 {
 
 /// Writes a flow's new state and, where that closes it, frees its snat port.
 #[inline(always)]
-fn advance<E: Entry>(found: &Found<E>, new: Meta) -> Meta {
+fn advance<T: Table>(found: &Found<T>, new: Meta) -> Meta {
     if new != found.meta {
         // SAFETY: the flow was found in the map. Lost to another CPU, the flag is
         // lost too; the peer repeats its FIN, and a RST is followed by nothing.
         unsafe { flows::exchange(found.entry, found.meta, new) };
         if new.is_closed() && new.flags() & flags::SNAT != 0 {
             // SAFETY: as above.
-            snat::close(new, unsafe { E::snat_port(found.entry) });
+            snat::close(new, unsafe { T::Entry::snat_port(found.entry) });
         }
     }
     new
@@ -155,12 +159,12 @@ fn advance<E: Entry>(found: &Found<E>, new: Meta) -> Meta {
 /// Takes the return path that a packet from the client shows, where it is new;
 /// the flow's state with the packet's tags, time and closing flags.
 #[inline(always)]
-fn follow<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now: u32) -> Meta {
+fn follow<T: Table>(frame: &Frame, p: &Packet, found: &Found<T>, now: u32) -> Meta {
     if let Some(path) = steer::path(frame, p) {
         // SAFETY: the flow was found in the map. A reply that reads the path at this
         // moment may see half of it, and is repeated by its sender if it is lost.
         unsafe {
-            let at = E::path(found.entry);
+            let at = T::Entry::path(found.entry);
             if (*at).mac != path.mac || (*at).device != path.device || (*at).tci != path.tci {
                 *at = path;
             }
@@ -172,20 +176,18 @@ fn follow<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now: u32) -> Me
         .with_seen(now)
 }
 
+/// Frees a flow's entry, and its snat port.
 #[inline(always)]
-fn free<E: Entry>(found: &Found<E>) {
+fn free<T: Table>(found: &Found<T>) {
     // SAFETY: the flow was found in the map.
-    unsafe {
-        if flows::exchange(found.entry, found.meta, Meta::FREE)
-            && found.meta.flags() & flags::SNAT != 0
-        {
-            snat::close(found.meta, E::snat_port(found.entry));
-        }
+    let port = unsafe { T::Entry::snat_port(found.entry) };
+    if table::free(found) && found.meta.flags() & flags::SNAT != 0 {
+        snat::close(found.meta, port);
     }
 }
 
 #[inline(always)]
-fn along_established<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now: u32) -> Next {
+fn along_established<T: Table>(frame: &Frame, p: &Packet, found: &Found<T>, now: u32) -> Next {
     let Some((_, word)) = owner(found.meta) else {
         count(Reason::FlowStale);
         free(found);
@@ -204,14 +206,14 @@ fn along_established<E: Entry>(frame: &Frame, p: &Packet, found: &Found<E>, now:
     }
     let meta = advance(found, follow(frame, p, found, now));
     // SAFETY: the flow was found in the map.
-    Next::Send(meta, unsafe { E::snat_port(found.entry) })
+    Next::Send(meta, unsafe { T::Entry::snat_port(found.entry) })
 }
 
 #[inline(always)]
 fn along_half_open<F: Family>(
     frame: &Frame,
     p: &Packet,
-    found: &Found<Flow6>,
+    found: &Found<HalfOpen>,
     now: u32,
     hash: u64,
     key: &Key,
@@ -272,7 +274,7 @@ fn along_half_open<F: Family>(
 /// CPU is in the way it stays half-open, which carries it as well, and the next
 /// packet tries again.
 #[inline(never)]
-fn establish<F: Family>(found: &Found<Flow6>, key: &Key, hash: u64, state: Meta) {
+fn establish<F: Family>(found: &Found<HalfOpen>, key: &Key, hash: u64, state: Meta) {
     // SAFETY: the flow was found in the map.
     let fields = unsafe {
         Fields {
@@ -283,18 +285,11 @@ fn establish<F: Family>(found: &Found<Flow6>, key: &Key, hash: u64, state: Meta)
             born: (&raw const (*found.entry).born).read_volatile(),
         }
     };
-    let mask = F::mask();
-    let first = F::bucket(hash::first_bucket(hash, mask));
-    let second = F::bucket(hash::second_bucket(hash, mask));
-    let (Some(first), Some(second)) = (first, second) else {
-        return;
-    };
-    if !select::put(first, second, hash, &fields, state, flows::REST_ESTABLISHED) {
+    if !select::put::<F::Established>(hash, &fields, state) {
         note(Reason::FlowTableBusy);
         return;
     }
-    // SAFETY: the flow was found in the map.
-    unsafe { flows::exchange(found.entry, found.meta, Meta::FREE) };
+    table::free(found);
     count(Reason::FlowEstablished);
     on_both(key.frontend as u32, state.backend() as u32, |t| {
         t.established += 1;
@@ -360,15 +355,15 @@ pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict 
     };
     let hash = hash::client(&key.addr, key.port, seed());
 
-    let flow = found(find_established::<F>(hash, &key, by));
+    let flow = table::find::<F::Established>(hash, &key, by);
     if let Some(found) = flow
         && (!exact || holds(&found, p))
     {
         return match answer_established(p, &found, now) {
             // SAFETY: the flow was found in the map.
             Some(meta) => unsafe {
-                let slot = F::Entry::frontend(found.entry);
-                let path = *F::Entry::path(found.entry);
+                let slot = <F::Established as Table>::Entry::frontend(found.entry);
+                let path = *<F::Established as Table>::Entry::path(found.entry);
                 return_to::<F>(
                     ctx,
                     p,
@@ -384,7 +379,7 @@ pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict 
             None => refused_reply(&found),
         };
     }
-    let flow = found(find_half_open(hash, &key, by));
+    let flow = table::find::<HalfOpen>(hash, &key, by);
     let Some(found) = flow else {
         return pass(Reason::ReplyUnknown);
     };
@@ -415,16 +410,16 @@ pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict 
 /// Whether the flow's source is translated to where the reply goes: the client
 /// may have begun a new flow since the port was its own.
 #[inline(always)]
-fn holds<E: Entry>(found: &Found<E>, p: &Packet) -> bool {
+fn holds<T: Table>(found: &Found<T>, p: &Packet) -> bool {
     // SAFETY: the flow was found in the map.
     found.meta.flags() & flags::SNAT != 0
-        && unsafe { E::snat_port(found.entry) } == p.dport
+        && unsafe { T::Entry::snat_port(found.entry) } == p.dport
         && snat::address(found.meta.snat_slot()) == Some(p.dst)
 }
 
 /// A reply along a flow whose backend is gone, or stopped.
 #[inline(always)]
-fn refused_reply<E: Entry>(found: &Found<E>) -> Verdict {
+fn refused_reply<T: Table>(found: &Found<T>) -> Verdict {
     if owner(found.meta).is_some() {
         count(Reason::BackendStopped);
         return Verdict::DROP;
@@ -445,7 +440,7 @@ fn may_answer(meta: Meta) -> Option<u32> {
 }
 
 #[inline(always)]
-fn answer_established<E: Entry>(p: &Packet, found: &Found<E>, now: u32) -> Option<Meta> {
+fn answer_established<T: Table>(p: &Packet, found: &Found<T>, now: u32) -> Option<Meta> {
     may_answer(found.meta)?;
     let add = closing(p, flags::SERVER_FIN);
     Some(advance(found, found.meta.with_flags(add).with_seen(now)))
@@ -455,7 +450,7 @@ fn answer_established<E: Entry>(p: &Packet, found: &Found<E>, now: u32) -> Optio
 fn answer_half_open<F: Family>(
     frame: &Frame,
     p: &Packet,
-    found: &Found<Flow6>,
+    found: &Found<HalfOpen>,
     now: u32,
     hash: u64,
     key: &Key,

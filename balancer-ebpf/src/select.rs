@@ -3,26 +3,33 @@
 
 use crate::atomic;
 use crate::count::{count, on_both, on_frontend};
-use crate::flows::{self, Entry, Fields, Key};
+use crate::flows::{By, Fields, Key};
 use crate::forward;
-use crate::maps::{CELL, HALF_OPEN, Tables, half_open_mask};
+use crate::maps::Tables;
 use crate::open::send;
 use crate::parse::{Packet, proto};
 use crate::refuse;
 use crate::report::{inconsistent, note};
 use crate::snat;
-use crate::steer::{self, By, Family, clock, find_established, find_half_open, found, seen};
+use crate::steer::{self, Family, clock, seen};
+use crate::table::{self, HalfOpen, Table};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::XdpContext;
+use common::Be16;
 use common::counters::Reason;
-use common::flow::{BORN_SHIFT, Flow6, Meta, flags};
+use common::flow::{BORN_SHIFT, Meta, flags};
 use common::limits::{RING_CHUNK_SLOTS, RING_TRIES};
 use common::tables::{Frontend, RingRef, state};
-use common::{Be16, hash};
 
-/// Steers the first packet of a flow.
+/// Steers the first packet of a flow to the backend that was chosen.
 #[inline(never)]
-pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -> Verdict {
+pub fn new_flow<F: Family>(
+    ctx: &XdpContext,
+    p: &Packet,
+    slot: u32,
+    hash: u64,
+    chosen: u32,
+) -> Verdict {
     let Some(tables) = Tables::new() else {
         return inconsistent();
     };
@@ -32,7 +39,6 @@ pub fn new_flow<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, hash: u64) -
         port: p.sport,
         frontend: slot as u16,
     };
-    let chosen = choose::<F>(slot, frontend, &key, hash);
     if chosen == NONE {
         count(Reason::NoBackend);
         return refused::<F>(ctx, p, slot, frontend);
@@ -99,9 +105,10 @@ fn refused<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32, frontend: &Fronte
 
 const NONE: u32 = u32::MAX;
 
-/// The backend whose turn it is; [`NONE`] when no usable one was met.
+/// The backend whose turn it is, for [`new_flow`]; [`NONE`] when no usable one was met.
+/// A call beside that one and not in it: each has the stack for itself.
 #[inline(never)]
-fn choose<F: Family>(slot: u32, frontend: &Frontend, key: &Key, hash: u64) -> u32 {
+pub fn choose<F: Family>(slot: u32, frontend: &Frontend, key: &Key, hash: u64) -> u32 {
     // SAFETY: in the map's value; one load, so that the ring is of one piece.
     let ring = RingRef::from_word(unsafe { (&raw const frontend.ring).read_volatile() });
     let Some(tables) = Tables::new() else {
@@ -146,17 +153,14 @@ fn choose<F: Family>(slot: u32, frontend: &Frontend, key: &Key, hash: u64) -> u3
 
 /// Whether the endpoint already has a flow of this client's address and port.
 /// One that is over makes way.
-#[inline(never)]
+#[inline(always)]
 fn taken<F: Family>(key: &Key, hash: u64, endpoint: u16) -> bool {
     let by = By::endpoint(endpoint);
-    // SAFETY: entries of the maps.
-    unsafe {
-        if let Some(f) = found(find_established::<F>(hash, key, by)) {
-            return !(f.meta.is_closed() && flows::exchange(f.entry, f.meta, Meta::FREE));
-        }
-        if let Some(f) = found(find_half_open(hash, key, by)) {
-            return !(f.meta.is_closed() && flows::exchange(f.entry, f.meta, Meta::FREE));
-        }
+    if let Some(f) = table::find::<F::Established>(hash, key, by) {
+        return !(f.meta.is_closed() && table::free(&f));
+    }
+    if let Some(f) = table::find::<HalfOpen>(hash, key, by) {
+        return !(f.meta.is_closed() && table::free(&f));
     }
     false
 }
@@ -164,61 +168,17 @@ fn taken<F: Family>(key: &Key, hash: u64, endpoint: u16) -> bool {
 /// Puts a new flow into the half-open table.
 #[inline(never)]
 fn insert(hash: u64, fields: &Fields, meta: Meta) -> bool {
-    let mask = half_open_mask();
-    let first = HALF_OPEN.get_ptr_mut(hash::first_bucket(hash, mask));
-    let second = HALF_OPEN.get_ptr_mut(hash::second_bucket(hash, mask));
-    let (Some(first), Some(second)) = (first, second) else {
-        return false;
-    };
-    put::<Flow6>(
-        first.cast(),
-        second.cast(),
-        hash,
-        fields,
-        meta,
-        flows::REST_HALF_OPEN,
-    )
+    put::<HalfOpen>(hash, fields, meta)
 }
 
-/// Puts a flow into one of its two buckets; counts what it threw out. False when
-/// other CPUs were in the way.
+/// Puts a flow into a table. False when other CPUs were in the way.
 #[inline(always)]
-pub fn put<E: Entry>(
-    first: *mut E,
-    second: *mut E,
-    hash: u64,
-    fields: &Fields,
-    meta: Meta,
-    rest: flows::Rest,
-) -> bool {
-    let (now, home) = (meta.seen(), hash::home(hash));
-    let Some(cell) = CELL.get_ptr_mut(0) else {
-        return false;
-    };
-    // SAFETY: buckets of the map; this CPU's own cell.
-    unsafe {
-        let mut place = flows::place(first, home, now, rest, cell);
-        // Most buckets have room: then the second is not touched at all.
-        if !place.has_room() {
-            let other = flows::place(second, home, now, rest, cell);
-            if flows::second_is_better(&place, &other) {
-                place = other;
-            }
+pub fn put<T: Table>(hash: u64, fields: &Fields, meta: Meta) -> bool {
+    match table::claim::<T>(hash, meta.seen()) {
+        Some(claimed) => {
+            claimed.fill(hash, fields, meta);
+            true
         }
-        let Some((old, port)) = flows::take(&place, fields, meta) else {
-            return false;
-        };
-        if old.flags() & flags::SNAT != 0 && !old.is_closed() {
-            snat::close(old, port);
-        }
-        if place.evicts() {
-            // A table that holds half-open flows gives entries up after a rest.
-            if rest.closed == 0 {
-                count(Reason::HalfOpenEvicted);
-            } else {
-                note(Reason::FlowEvicted);
-            }
-        }
+        None => false,
     }
-    true
 }

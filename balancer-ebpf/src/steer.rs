@@ -2,33 +2,29 @@
 //! both share.
 
 use crate::count::{count, pass};
-use crate::flows::{self, Entry, Found, Key};
 use crate::forward::{self, Replacement};
 use crate::fragment;
 use crate::frame::{Frame, load};
-use crate::maps::{self, FLOWS4, FLOWS6, HALF_OPEN, SCRATCH, Tables, half_open_mask};
+use crate::maps::{SCRATCH, Tables};
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Packet, proto};
+use crate::table::{Established4, Established6, Table};
 use crate::verdict::Verdict;
 use crate::{fast, icmp, open, report};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
+use common::Be16;
 use common::counters::Reason;
-use common::flow::{Flow4, Flow6, ReturnPath, SEEN_MASK, SEEN_SHIFT};
+use common::flow::{Meta, ReturnPath, SEEN_MASK, SEEN_SHIFT};
 use common::limits;
 use common::tables::{Backend, Frontend, state};
-use common::{Be16, hash};
 
 /// What differs between the two IP versions beyond the headers.
 pub trait Family {
     /// IPv4.
     const V4: bool;
-    /// Entry of the established table.
-    type Entry: Entry;
-    /// First entry of the bucket.
-    fn bucket(index: u32) -> Option<*mut Self::Entry>;
-    /// Buckets less one.
-    fn mask() -> u32;
+    /// The table of established flows.
+    type Established: Table;
 }
 
 /// IPv4.
@@ -38,28 +34,12 @@ pub struct V6;
 
 impl Family for V4 {
     const V4: bool = true;
-    type Entry = Flow4;
-    #[inline(always)]
-    fn bucket(index: u32) -> Option<*mut Flow4> {
-        Some(FLOWS4.get_ptr_mut(index)?.cast())
-    }
-    #[inline(always)]
-    fn mask() -> u32 {
-        maps::flow4_mask()
-    }
+    type Established = Established4;
 }
 
 impl Family for V6 {
     const V4: bool = false;
-    type Entry = Flow6;
-    #[inline(always)]
-    fn bucket(index: u32) -> Option<*mut Flow6> {
-        Some(FLOWS6.get_ptr_mut(index)?.cast())
-    }
-    #[inline(always)]
-    fn mask() -> u32 {
-        maps::flow6_mask()
-    }
+    type Established = Established6;
 }
 
 /// Nanoseconds of the monotonic clock, as of the last tick: the exact clock costs
@@ -92,33 +72,35 @@ pub enum Kind {
 /// other: the stack's 512 bytes are for the longest chain of calls.
 #[inline(always)]
 pub fn packet(ctx: &XdpContext) -> Verdict {
-    let mut verdict = fast(ctx.ctx);
-    if verdict == Verdict::UNDECIDED {
-        verdict = slow(ctx.ctx);
-        report::rare(ctx.ctx);
-        if verdict == Verdict::BY_FIB {
-            verdict = forward::by_fib(ctx.ctx);
-        }
+    let verdict = fast(ctx.ctx);
+    if verdict != Verdict::UNDECIDED {
+        return verdict;
     }
-    if verdict == Verdict::TX {
-        back(ctx)
-    } else {
-        verdict
+    let mut verdict = slow(ctx.ctx);
+    report::rare(ctx.ctx);
+    if verdict == Verdict::BY_FIB {
+        verdict = forward::by_fib(ctx.ctx);
+    }
+    // SAFETY: the context is the kernel's.
+    let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
+    match Tables::new() {
+        Some(tables) if verdict == Verdict::TX => out(tables, ingress, ingress),
+        _ => verdict,
     }
 }
 
-/// Out of the device that it came in by. A veth device sends XDP_TX frames only
-/// while its peer has an XDP program of its own, redirected ones always.
+/// Out of a device, which may be the one that the packet came in by: then by XDP_TX,
+/// unless that is a veth device. Such a one sends XDP_TX frames only while its peer
+/// has an XDP program of its own, redirected ones always.
 #[inline(always)]
-fn back(ctx: &XdpContext) -> Verdict {
-    // SAFETY: the context is the kernel's.
-    let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
-    match Tables::new().map(|t| t.device(ingress)) {
-        Some(device) if device.no_tx != 0 && device.ifindex == ingress => {
-            Verdict::redirect(ingress)
+pub fn out(tables: Tables, ingress: u32, ifindex: u32) -> Verdict {
+    if ifindex == ingress {
+        let device = tables.device(ingress);
+        if device.no_tx == 0 || device.ifindex != ingress {
+            return Verdict::TX;
         }
-        _ => Verdict::TX,
     }
+    Verdict::redirect(ifindex)
 }
 
 #[inline(never)]
@@ -195,99 +177,17 @@ pub fn icmp_proto<F: Family>() -> u8 {
     if F::V4 { proto::ICMP } else { proto::ICMPV6 }
 }
 
-/// How a flow is looked for.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct By(u32);
-
-impl By {
-    /// By client and frontend.
-    pub const FRONTEND: Self = Self(u32::MAX);
-
-    /// By client and endpoint.
-    #[inline(always)]
-    pub fn endpoint(slot: u16) -> Self {
-        Self(slot as u32)
-    }
-}
-
-/// Looks in one bucket.
-///
-/// # Safety
-/// `bucket` must be one of a map.
-#[inline(always)]
-unsafe fn look<E: Entry>(bucket: *mut E, home: usize, key: &Key, by: By) -> Option<Found<E>> {
-    // SAFETY: by the caller.
-    unsafe {
-        if by.0 == By::FRONTEND.0 {
-            flows::find(bucket, home, key)
-        } else {
-            flows::find_reply(bucket, home, key, by.0 as u16)
-        }
-    }
-}
-
-/// Looks in both buckets of the established table.
-#[inline(always)]
-pub fn established<F: Family>(hash: u64, key: &Key, by: By) -> Option<Found<F::Entry>> {
-    let (mask, home) = (F::mask(), hash::home(hash));
-    // SAFETY: buckets of the map.
-    unsafe {
-        let found = look(F::bucket(hash::first_bucket(hash, mask))?, home, key, by);
-        if found.is_some() {
-            return found;
-        }
-        look(F::bucket(hash::second_bucket(hash, mask))?, home, key, by)
-    }
-}
-
-/// The same as a call, for all but the fast path: null where there is none.
-#[inline(never)]
-pub fn find_established<F: Family>(hash: u64, key: &Key, by: By) -> *mut F::Entry {
-    match established::<F>(hash, key, by) {
-        Some(found) => found.entry,
-        None => core::ptr::null_mut(),
-    }
-}
-
-/// Looks in both buckets of the half-open table; null where there is none.
-#[inline(never)]
-pub fn find_half_open(hash: u64, key: &Key, by: By) -> *mut Flow6 {
-    let (mask, home) = (half_open_mask(), hash::home(hash));
-    let first = HALF_OPEN.get_ptr_mut(hash::first_bucket(hash, mask));
-    let second = HALF_OPEN.get_ptr_mut(hash::second_bucket(hash, mask));
-    let (Some(first), Some(second)) = (first, second) else {
-        return core::ptr::null_mut();
-    };
-    // SAFETY: buckets of the map.
-    let found = unsafe {
-        look(first.cast::<Flow6>(), home, key, by)
-            .or_else(|| look(second.cast::<Flow6>(), home, key, by))
-    };
-    match found {
-        Some(found) => found.entry,
-        None => core::ptr::null_mut(),
-    }
-}
-
-/// An entry that one of the calls above gave, with its state now.
-#[inline(always)]
-pub fn found<E: Entry>(entry: *mut E) -> Option<Found<E>> {
-    if entry.is_null() {
-        return None;
-    }
-    // SAFETY: an entry of a map.
-    Some(Found {
-        entry,
-        meta: unsafe { flows::meta(entry) },
-    })
-}
-
 /// The backend of a flow with its state word, if the slot is still the one that
 /// the flow was made for.
 #[inline(always)]
-pub fn owner(meta: common::flow::Meta) -> Option<(*const Backend, u32)> {
-    let backend = Tables::new()?.backend(meta.backend() as u32);
+pub fn owner(meta: Meta) -> Option<(*const Backend, u32)> {
+    owner_in(Tables::new()?, meta)
+}
+
+/// The same, with the tables at hand.
+#[inline(always)]
+pub fn owner_in(tables: Tables, meta: Meta) -> Option<(*const Backend, u32)> {
+    let backend = tables.backend(meta.backend() as u32);
     // SAFETY: in the map's value.
     let word = unsafe { (&raw const (*backend).state).read_volatile() };
     let current =

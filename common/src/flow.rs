@@ -6,13 +6,15 @@
 //! backend (destination) meet the same entry. Within the bucket the forward
 //! direction compares the frontend's slot, the reply the endpoint's.
 //!
-//! Within the bucket the search begins at the flow's home (`hash::home`) and wraps.
+//! A new flow takes the free entry at its home (`hash::home`) or nearest behind it.
+//! Beside every bucket lie the [`Tags`] of its entries: that a flow is not there is
+//! known from one short line, which is what a new connection has to know.
 //!
 //! An entry is owned by whoever moves [`Meta`] from what it read to
-//! [`flags::CLAIMED`] by compare-exchange; the owner writes the key and the
-//! rest, then stores the final `Meta`. Readers compare the key, read `Meta` and
-//! compare the key again. The agent reads the tables through a memory mapping
-//! and removes entries by the same compare-exchange (to zero).
+//! [`flags::CLAIMED`] by compare-exchange; the owner writes the tag, the key and the
+//! rest, then stores the final `Meta`: zero, with a tag of zero, to free it. Readers
+//! compare the key, read `Meta` and compare the key again. The agent reads the tables
+//! through a memory mapping and frees entries in the same way, as [`Meta::AGENT`].
 //!
 //! Three tables use this: established IPv4 flows ([`Flow4`]), established IPv6
 //! flows and half-open flows of both families ([`Flow6`], IPv4 as mapped
@@ -58,6 +60,9 @@ pub mod flags {
 pub const SEEN_SHIFT: u32 = 30;
 /// Unit of [`Flow6::born`]: 2^20 ns, about 1.05 ms.
 pub const BORN_SHIFT: u32 = 20;
+/// A packet's time is noted when the one noted before is this many units old: writing
+/// it with every unit would dirty a cache line for most packets of a million flows.
+pub const SEEN_STEP: u32 = 4;
 /// `seen` counts modulo 2^24 units, about 208 days.
 pub const SEEN_MASK: u32 = 0x00ff_ffff;
 /// Units after which a closed flow's entry may be taken by another.
@@ -75,6 +80,10 @@ pub struct Meta(pub u64);
 impl Meta {
     /// A free entry.
     pub const FREE: Self = Self(0);
+    /// Claimed by the program.
+    pub const PROGRAM: Self = Self::new(0, 0, flags::CLAIMED, 0);
+    /// Claimed by the agent: one that was killed with it in hand leaves it behind.
+    pub const AGENT: Self = Self::new(u16::MAX, 0, flags::CLAIMED, 0);
 
     /// Puts the word together.
     #[inline(always)]
@@ -293,6 +302,87 @@ impl Entry for Flow6 {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Bucket<E: Copy>(pub [E; FLOW_BUCKET_ENTRIES]);
 
+/// The tags of a bucket's entries, two bytes of each flow's hash: zero where free,
+/// never zero where not.
+#[repr(C, align(16))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Tags(pub [u16; FLOW_BUCKET_ENTRIES]);
+
+/// Which of a bucket's tags have a property: bit `k` for entry `k`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lanes(pub u32);
+
+/// The high bit of each tag in a word of four.
+const HIGH: u64 = 0x8000_8000_8000_8000;
+
+impl Lanes {
+    /// Those equal to `tag`. Takes the tags as their two words.
+    #[inline(always)]
+    pub const fn equal(words: [u64; 2], tag: u16) -> Self {
+        let splat = tag as u64 * 0x0001_0001_0001_0001;
+        Self::of([Self::zero(words[0] ^ splat), Self::zero(words[1] ^ splat)])
+    }
+
+    /// Those that are free. A tag has its high bit set (`hash::tag`).
+    #[inline(always)]
+    pub const fn free(words: [u64; 2]) -> Self {
+        Self::of([!words[0] & HIGH, !words[1] & HIGH])
+    }
+
+    /// The high bit of each tag that is zero, exactly: no carry leaves a tag.
+    #[inline(always)]
+    const fn zero(word: u64) -> u64 {
+        !(((word & !HIGH) + !HIGH) | word | !HIGH)
+    }
+
+    /// Gathers the high bits: the multiplication moves bits 0, 16, 32 and 48 to 48 and
+    /// following, each by a term of its own.
+    #[inline(always)]
+    const fn of(high: [u64; 2]) -> Self {
+        const GATHER: u64 = 1 << 48 | 1 << 33 | 1 << 18 | 1 << 3;
+        let low = (high[0] >> 15).wrapping_mul(GATHER) >> 48 & 0xf;
+        let top = (high[1] >> 15).wrapping_mul(GATHER) >> 48 & 0xf;
+        Self((low | top << 4) as u32)
+    }
+
+    /// Whether there is none.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether there are two or more.
+    #[inline(always)]
+    pub const fn are_many(self) -> bool {
+        self.0 & self.0.wrapping_sub(1) != 0
+    }
+
+    /// The first; 0 when there is none. By a de Bruijn sequence and not by comparisons:
+    /// those would be as many ways for the verifier to walk.
+    #[inline(always)]
+    pub const fn first(self) -> usize {
+        let bit = self.0 & self.0.wrapping_neg();
+        let at = (bit * 0x1d & 0xff) >> 5;
+        (0x3457_2610_u32 >> (at * 4) & 7) as usize
+    }
+
+    /// All but the first.
+    #[inline(always)]
+    pub const fn rest(self) -> Self {
+        Self(self.0 & self.0.wrapping_sub(1))
+    }
+
+    /// The first at `home` or behind it, around the end.
+    #[inline(always)]
+    pub const fn nearest(self, home: usize) -> usize {
+        let twice = self.0 | self.0 << FLOW_BUCKET_ENTRIES;
+        let turned = Self(twice >> home & 0xff);
+        (turned.first() + home) & (FLOW_BUCKET_ENTRIES - 1)
+    }
+}
+
 /// Buckets that hold `flows` flows with no eviction to be expected: twice as
 /// many entries as flows, rounded up to a power of two. With eight entries to a
 /// bucket and a second choice, overflow at that load is out of sight
@@ -322,6 +412,44 @@ mod tests {
         let m = m.with_seen(SEEN_MASK);
         assert_eq!((m.backend(), m.seen()), (0xabcd, SEEN_MASK));
         assert_eq!(m.idle(2), 3);
+    }
+
+    #[test]
+    fn lanes_are_exact() {
+        let mut state = 1u64;
+        for _ in 0..20_000 {
+            let mut tags = [0u16; 8];
+            for tag in &mut tags {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                *tag = match state >> 60 {
+                    0..4 => 0,
+                    4..8 => 0x8001,
+                    8..10 => 0x8000,
+                    _ => (state >> 40) as u16 | 0x8000,
+                };
+            }
+            let words: [u64; 2] = zerocopy::transmute!(tags);
+            let lanes = |f: &dyn Fn(u16) -> bool| {
+                (0..8).filter(|k| f(tags[*k])).map(|k| 1 << k).sum::<u32>()
+            };
+            assert_eq!(Lanes::free(words).0, lanes(&|t| t == 0), "{tags:x?}");
+            for tag in [0x8000, 0x8001, tags[5] | 0x8000] {
+                let equal = Lanes::equal(words, tag);
+                assert_eq!(equal.0, lanes(&|t| t == tag), "{tag:x} in {tags:x?}");
+            }
+            let free = Lanes::free(words);
+            assert_eq!(free.are_many(), free.0.count_ones() > 1);
+            for home in 0..8 {
+                let want = (0..8).map(|k| (home + k) % 8).find(|k| tags[*k] == 0);
+                if let Some(want) = want {
+                    assert_eq!(free.nearest(home), want, "{home} in {tags:x?}");
+                    assert_eq!(free.first(), free.0.trailing_zeros() as usize);
+                    assert_eq!(free.rest().0.count_ones() + 1, free.0.count_ones());
+                }
+            }
+        }
     }
 
     #[test]

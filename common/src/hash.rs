@@ -64,6 +64,13 @@ pub const fn home(hash: u64) -> usize {
     (hash >> 61) as usize
 }
 
+/// The tag of a flow beside its bucket: bits that do not choose the bucket, and the
+/// high one, so that it is never zero.
+#[inline(always)]
+pub const fn tag(hash: u64) -> u16 {
+    (hash >> 46) as u16 | 0x8000
+}
+
 /// The bucket of an index, by the low bits, and the tag of its entry, by the
 /// high ones.
 #[inline(always)]

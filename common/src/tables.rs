@@ -24,6 +24,15 @@ pub mod names {
     pub const FLOWS6: &str = "FLOWS6";
     /// `Array<Bucket<Flow6>>`: half-open flows.
     pub const HALF_OPEN: &str = "HALF_OPEN";
+    /// `Array<Tags>`, beside the buckets of `FLOWS4`.
+    pub const TAGS4: &str = "TAGS4";
+    /// `Array<Tags>`, beside the buckets of `FLOWS6`.
+    pub const TAGS6: &str = "TAGS6";
+    /// `Array<Tags>`, beside the buckets of `HALF_OPEN`.
+    pub const TAGS_HALF_OPEN: &str = "TAGS_HALF_OPEN";
+    /// `Array<u64>`: for each bucket of `HALF_OPEN`, whose turn it is to give way. The
+    /// program's own: not pinned.
+    pub const HANDS: &str = "HANDS";
     /// `LruHash<FragmentKey, u32>`: ports of fragmented datagrams.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// `Array<Counters>`, one entry for each CPU.

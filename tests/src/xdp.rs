@@ -223,9 +223,12 @@ impl Xdp {
     /// What the kernel says.
     pub fn reset(&mut self, world: &World) -> Result<()> {
         let t = &self.tables;
-        clear(&t.flows4);
-        clear(&t.flows6);
-        clear(&t.half_open);
+        clear(&t.flows4.buckets);
+        clear(&t.flows4.tags);
+        clear(&t.flows6.buckets);
+        clear(&t.flows6.tags);
+        clear(&t.half_open.buckets);
+        clear(&t.half_open.tags);
         clear(&t.frontend_index);
         clear(&t.endpoint_index);
         for slot in 0..world.frontends.len() as u32 {

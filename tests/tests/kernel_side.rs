@@ -42,9 +42,9 @@ fn a_restart_takes_over_the_maps_and_loses_no_frame() {
             key: 0x1234_5678,
             ..Flow4::default()
         };
-        let mut bucket = kernel.tables().flows4.read(3);
+        let mut bucket = kernel.tables().flows4.buckets.read(3);
         bucket.0[7] = mark;
-        kernel.tables().flows4.write(3, bucket);
+        kernel.tables().flows4.buckets.write(3, bucket);
         let first_program = kernel.program_id();
         drop(kernel);
         assert_eq!(
@@ -70,7 +70,7 @@ fn a_restart_takes_over_the_maps_and_loses_no_frame() {
                 assert_eq!(opened.start, Start::Adopted);
                 assert_eq!(program_on("va"), Some(kernel.program_id()));
                 assert_ne!(kernel.program_id(), first_program);
-                assert_eq!(kernel.tables().flows4.read(3).0[7], mark);
+                assert_eq!(kernel.tables().flows4.buckets.read(3).0[7], mark);
                 wait_for("frames", || sent.load(Ordering::Relaxed) > before + 10);
             }
             stop.store(true, Ordering::Relaxed);
@@ -124,7 +124,7 @@ fn pinned_sizes_win_over_configured_ones() {
         assert_eq!(second.start, Start::Adopted);
         assert_eq!(second.settings, first.settings);
         assert_eq!(kernel.tables().settings(), first.settings);
-        assert_eq!(kernel.tables().flows4.len(), first.settings.flow4_mask + 1);
+        assert_eq!(kernel.tables().flows4.buckets.len(), first.settings.flow4_mask + 1);
         let asked = second.sizes_ignored.expect("the difference is told");
         assert!(asked.flow4_mask > first.settings.flow4_mask);
         assert_eq!(second.warnings().len(), 1);
@@ -317,14 +317,14 @@ fn a_first_start_that_was_cut_short_is_begun_again() {
         kernel.set_interfaces(&[], XdpMode::Auto).unwrap();
         let version = offset_of!(Header, abi_version);
         kernel.tables().header.store_u32(0, version, 0);
-        let mut bucket: Bucket<Flow4> = kernel.tables().flows4.read(0);
+        let mut bucket: Bucket<Flow4> = kernel.tables().flows4.buckets.read(0);
         bucket.0[0].key = 1;
-        kernel.tables().flows4.write(0, bucket);
+        kernel.tables().flows4.buckets.write(0, bucket);
         drop(kernel);
 
         let (kernel, opened) = open(&pins.options(&["va"]));
         assert_eq!(opened.start, Start::Recovered);
-        assert_eq!(kernel.tables().flows4.read(0).0[0].key, 0);
+        assert_eq!(kernel.tables().flows4.buckets.read(0).0[0].key, 0);
         drop(kernel);
 
         // Even earlier: not all maps were made.

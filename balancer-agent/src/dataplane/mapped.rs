@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -199,6 +199,13 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
         assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<T>());
         // SAFETY: in bounds and aligned; lives as long as self.
         unsafe { AtomicU64::from_ptr(self.word(index, offset)) }
+    }
+
+    /// The 16-bit word at byte `offset` of the entry.
+    pub fn atomic_u16(&self, index: u32, offset: usize) -> &AtomicU16 {
+        assert!(offset.is_multiple_of(2) && offset + 2 <= size_of::<T>());
+        // SAFETY: in bounds and aligned; lives as long as self.
+        unsafe { AtomicU16::from_ptr(self.word(index, offset).cast()) }
     }
 
     /// Stores one 32-bit word.

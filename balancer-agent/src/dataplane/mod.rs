@@ -14,7 +14,7 @@ use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use common::flow::{Bucket, Flow4, Flow6};
+use common::flow::{Bucket, Flow4, Flow6, Tags};
 use common::limits;
 use common::tables::{
     self, Backend, Cursor, Device, Endpoint, Forwarding, Frontend, Header, IndexBucket, RingChunk,
@@ -22,6 +22,7 @@ use common::tables::{
 };
 use counters::Counters;
 use mapped::{Mapped, Memory};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Every table that the agent reads or writes through memory.
 #[derive(Debug)]
@@ -49,13 +50,32 @@ pub struct Tables {
     /// By address slot times [`limits::SNAT_PORTS`] plus port.
     pub snat_ports: Mapped<SnatPort>,
     /// Established IPv4 flows.
-    pub flows4: Mapped<Bucket<Flow4>>,
+    pub flows4: FlowTable<Flow4>,
     /// Established IPv6 flows.
-    pub flows6: Mapped<Bucket<Flow6>>,
+    pub flows6: FlowTable<Flow6>,
     /// Half-open flows.
-    pub half_open: Mapped<Bucket<Flow6>>,
+    pub half_open: FlowTable<Flow6>,
     /// What the program has counted.
     pub counters: Counters,
+}
+
+/// A table of flows.
+#[derive(Debug)]
+pub struct FlowTable<E: Copy> {
+    /// Its entries.
+    pub buckets: Mapped<Bucket<E>>,
+    /// Beside each bucket, what its entries' flows are known by.
+    pub tags: Mapped<Tags>,
+}
+
+impl<E: Copy + FromBytes + IntoBytes + Immutable> FlowTable<E>
+where
+    Bucket<E>: FromBytes + IntoBytes + Immutable,
+{
+    /// Bytes of memory behind the table.
+    pub fn bytes(&self) -> usize {
+        self.buckets.bytes() + self.tags.bytes()
+    }
 }
 
 /// A map that could not be mapped into memory.
@@ -126,6 +146,14 @@ impl Tables {
                 )
             };
         }
+        macro_rules! flows {
+            ($name:expr, $tags:expr, $entry:ty, $mask:expr) => {
+                FlowTable {
+                    buckets: whole!($name, Bucket<$entry>, $mask + 1),
+                    tags: whole!($tags, Tags, $mask + 1),
+                }
+            };
+        }
         let ports = limits::SNAT_ADDRESSES * limits::SNAT_PORTS;
         Ok(Self {
             header: whole!(names::HEADER, Header, 1),
@@ -139,9 +167,14 @@ impl Tables {
             devices: part!(devices, limits::DEVICES),
             snat_addresses: part!(snat_addresses, limits::SNAT_ADDRESSES),
             snat_ports: whole!(names::SNAT_PORTS, SnatPort, ports),
-            flows4: whole!(names::FLOWS4, Bucket<Flow4>, settings.flow4_mask + 1),
-            flows6: whole!(names::FLOWS6, Bucket<Flow6>, settings.flow6_mask + 1),
-            half_open: whole!(names::HALF_OPEN, Bucket<Flow6>, settings.half_open_mask + 1),
+            flows4: flows!(names::FLOWS4, names::TAGS4, Flow4, settings.flow4_mask),
+            flows6: flows!(names::FLOWS6, names::TAGS6, Flow6, settings.flow6_mask),
+            half_open: flows!(
+                names::HALF_OPEN,
+                names::TAGS_HALF_OPEN,
+                Flow6,
+                settings.half_open_mask
+            ),
             counters: Counters::new(&counters, cpus),
         })
     }

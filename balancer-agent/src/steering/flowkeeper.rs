@@ -182,9 +182,9 @@ impl FlowKeeper {
 
 fn entries(tables: &Tables) -> u32 {
     let buckets = [
-        tables.flows4.len(),
-        tables.flows6.len(),
-        tables.half_open.len(),
+        tables.flows4.buckets.len(),
+        tables.flows6.buckets.len(),
+        tables.half_open.buckets.len(),
     ];
     let flows: u32 = buckets.iter().sum::<u32>() * common::limits::FLOW_BUCKET_ENTRIES as u32;
     flows + tables.snat_ports.len()

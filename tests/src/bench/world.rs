@@ -2,9 +2,10 @@
 //! backends, and flows written straight into the tables.
 
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 
-use balancer_agent::dataplane::Tables;
 use balancer_agent::dataplane::mapped::Mapped;
+use balancer_agent::dataplane::{FlowTable, Tables};
 use balancer_ebpf::plan::Plan;
 use common::flow::{Bucket, Entry, Flow4, Flow6, Meta, ReturnPath, flags, key4, key6};
 use common::limits::{
@@ -230,16 +231,16 @@ pub fn place_flows(
     }
 }
 
-fn place<E: Entry>(table: &Mapped<Bucket<E>>, hash: u64, mask: u32, entry: E)
+fn place<E: Entry>(table: &FlowTable<E>, hash: u64, mask: u32, entry: E)
 where
     Bucket<E>: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable,
 {
     let first = hash::first_bucket(hash, mask);
     let second = hash::second_bucket(hash, mask);
     let free = |bucket: &Bucket<E>| bucket.0.iter().filter(|e| e.meta() == Meta::FREE).count();
-    let (mut at, mut bucket) = (first, table.read(first));
+    let (mut at, mut bucket) = (first, table.buckets.read(first));
     if free(&bucket) < 2 {
-        let other = table.read(second);
+        let other = table.buckets.read(second);
         if free(&other) > free(&bucket) {
             (at, bucket) = (second, other);
         }
@@ -250,5 +251,7 @@ where
         .find(|k| bucket.0[*k].meta() == Meta::FREE)
         .expect("a free entry: the table has twice as many as flows");
     bucket.0[position] = entry;
-    table.write(at, bucket);
+    table.buckets.write(at, bucket);
+    let tag = table.tags.atomic_u16(at, position * 2);
+    tag.store(hash::tag(hash), Ordering::Relaxed);
 }

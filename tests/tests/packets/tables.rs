@@ -78,7 +78,7 @@ fn seen_follows_the_clock_in_both_directions() -> Result<()> {
     let talk = rig.open((client(true, 2), 12_100), frontend::TCP4);
     let (ask, answer) = (rig.ask(&talk).bytes(), rig.answer(&talk).bytes());
     // The flow's entry: the only one in the table.
-    let flows = &rig.xdp.tables.flows4;
+    let flows = &rig.xdp.tables.flows4.buckets;
     let (bucket, entry) = (0..flows.len())
         .find_map(|at| {
             let entry = flows.read(at).0.iter().position(|e| e.meta.is_live())?;
@@ -94,12 +94,12 @@ fn seen_follows_the_clock_in_both_directions() -> Result<()> {
     assert_eq!(found.meta.backend(), talk.backend);
     let at = entry * size_of_val(&found) + offset_of!(common::flow::Flow4, meta);
     for (frame, device) in [(&ask, CLIENTS), (&answer, SERVERS)] {
-        let word = rig.xdp.tables.flows4.atomic_u64(bucket, at);
+        let word = rig.xdp.tables.flows4.buckets.atomic_u64(bucket, at);
         let old = Meta(word.load(Ordering::Acquire));
         let before = now();
         word.store(old.with_seen(before.wrapping_sub(500)).0, Ordering::Release);
         rig.xdp.run(frame, device)?;
-        let word = rig.xdp.tables.flows4.atomic_u64(bucket, at);
+        let word = rig.xdp.tables.flows4.buckets.atomic_u64(bucket, at);
         let new = Meta(word.load(Ordering::Acquire));
         // The coarse clock may lag by a tick, just across a unit.
         let passed = new.seen().wrapping_sub(before.wrapping_sub(1)) & SEEN_MASK;
@@ -119,9 +119,18 @@ fn held(rig: &Rig) -> (usize, usize, usize) {
     let t = &rig.xdp.tables;
     let live = |metas: &mut dyn Iterator<Item = Meta>| metas.filter(|m| m.is_live()).count();
     (
-        live(&mut (0..t.flows4.len()).flat_map(|b| t.flows4.read(b).0.map(|e| e.meta))),
-        live(&mut (0..t.flows6.len()).flat_map(|b| t.flows6.read(b).0.map(|e| e.meta))),
-        live(&mut (0..t.half_open.len()).flat_map(|b| t.half_open.read(b).0.map(|e| e.meta))),
+        live(
+            &mut (0..t.flows4.buckets.len())
+                .flat_map(|b| t.flows4.buckets.read(b).0.map(|e| e.meta)),
+        ),
+        live(
+            &mut (0..t.flows6.buckets.len())
+                .flat_map(|b| t.flows6.buckets.read(b).0.map(|e| e.meta)),
+        ),
+        live(
+            &mut (0..t.half_open.buckets.len())
+                .flat_map(|b| t.half_open.buckets.read(b).0.map(|e| e.meta)),
+        ),
     )
 }
 

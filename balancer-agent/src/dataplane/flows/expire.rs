@@ -3,14 +3,13 @@
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
-use common::flow::{Bucket, CLOSED_REST, Meta, flags};
+use common::flow::{CLOSED_REST, Meta, flags};
 use common::limits::{FLOW_BUCKET_ENTRIES, SNAT_PORTS};
 use common::tables::SnatPort;
 use common::{Addr, hash};
 
 use super::{Limits, Now, Place, Stored, generation};
-use crate::dataplane::Tables;
-use crate::dataplane::mapped::Mapped;
+use crate::dataplane::{FlowTable, Tables};
 use crate::model::FlowTimeouts;
 
 /// Units of `seen` for which a port whose flow is not found is left alone: the
@@ -97,6 +96,26 @@ pub fn expire(
     done
 }
 
+/// Frees the entries that an agent which was killed had claimed. To be called before
+/// anything else here: whoever has an entry claimed later is alive.
+pub fn recover(tables: &Tables) -> u32 {
+    recover_table(&tables.flows4) + recover_table(&tables.flows6) + recover_table(&tables.half_open)
+}
+
+fn recover_table<E: Stored>(table: &FlowTable<E>) -> u32 {
+    let mut freed = 0;
+    for bucket in 0..table.buckets.len() {
+        for entry in 0..FLOW_BUCKET_ENTRIES {
+            let place = Place::new(table, bucket, entry);
+            if place.meta() == Meta::AGENT {
+                place.free();
+                freed += 1;
+            }
+        }
+    }
+    freed
+}
+
 /// Removes every flow of these slots, of backends, frontends and snat addresses, and
 /// frees their ports. Returns the number of flows.
 pub fn purge(tables: &Tables, backends: &[u16], frontends: &[u16], snat: &[u8]) -> u32 {
@@ -147,7 +166,7 @@ pub fn purge_frontend(tables: &Tables, slot: u16) -> u32 {
 /// unless that was the end.
 fn expire_table<E: Stored>(
     tables: &Tables,
-    table: &Mapped<Bucket<E>>,
+    table: &FlowTable<E>,
     half_open: bool,
     limits: &Limits,
     from: u32,
@@ -157,7 +176,7 @@ fn expire_table<E: Stored>(
     let entries = FLOW_BUCKET_ENTRIES as u32;
     let end = from
         .saturating_add(budget.div_ceil(entries))
-        .min(table.len());
+        .min(table.buckets.len());
     for bucket in from..end {
         for entry in 0..FLOW_BUCKET_ENTRIES {
             let place = Place::new(table, bucket, entry);
@@ -176,12 +195,12 @@ fn expire_table<E: Stored>(
         }
     }
     let looked = (end.saturating_sub(from)) * entries;
-    (looked.max(1), (end < table.len()).then_some(end))
+    (looked.max(1), (end < table.buckets.len()).then_some(end))
 }
 
-fn purge_table<E: Stored>(table: &Mapped<Bucket<E>>, is_meant: &impl Fn(Meta, u16) -> bool) -> u32 {
+fn purge_table<E: Stored>(table: &FlowTable<E>, is_meant: &impl Fn(Meta, u16) -> bool) -> u32 {
     let mut removed = 0;
-    for bucket in 0..table.len() {
+    for bucket in 0..table.buckets.len() {
         for entry in 0..FLOW_BUCKET_ENTRIES {
             let place = Place::new(table, bucket, entry);
             // A packet that comes in between changes the time in `meta`: again.
@@ -262,13 +281,13 @@ fn has_flow(tables: &Tables, owner: &SnatPort, port: u32, now: Now) -> bool {
 
 fn is_in<E: Stored>(
     tables: &Tables,
-    table: &Mapped<Bucket<E>>,
+    table: &FlowTable<E>,
     owner: &SnatPort,
     port: u32,
     now: Now,
 ) -> bool {
     let hash = hash::client(&owner.client, owner.port, tables.settings().seed);
-    let mask = table.len() - 1;
+    let mask = table.buckets.len() - 1;
     [
         hash::first_bucket(hash, mask),
         hash::second_bucket(hash, mask),

@@ -2,8 +2,8 @@
 //!
 //! The kernel makes and changes entries at any moment. An entry is read like the
 //! kernel reads it: state, content, content and state again, and used when nothing
-//! moved. It is removed by one compare-exchange of its state to zero, which fails
-//! when a packet came in between.
+//! moved. It is removed by claiming it, which fails when a packet came in between, and
+//! zeroing tag and state.
 //!
 //! Times are nanoseconds of the monotonic clock, as the kernel program has them. It
 //! may have written a time a little later than the `now` that the caller read before;
@@ -16,18 +16,19 @@ mod tests;
 use std::fmt;
 use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use common::flow::{BORN_SHIFT, Bucket, Entry, Flow4, Flow6, Meta, SEEN_MASK, SEEN_SHIFT, flags};
+use common::flow::{
+    BORN_SHIFT, Entry, Flow4, Flow6, Meta, SEEN_MASK, SEEN_SHIFT, SEEN_STEP, flags,
+};
 use common::limits::FLOW_BUCKET_ENTRIES;
 use common::tables::{Backend, state};
 
-use super::Tables;
-use super::mapped::Mapped;
+use super::{FlowTable, Tables};
 use crate::model::{FlowTimeouts, Protocol};
 
-pub use expire::{Cursor, Expired, expire, purge, purge_backend, purge_frontend};
+pub use expire::{Cursor, Expired, expire, purge, purge_backend, purge_frontend, recover};
 
 /// One flow, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,9 +237,10 @@ impl Now {
     }
 }
 
-/// Timeouts in the units of the entries. An entry's unit is cut off, so a flow whose
-/// difference is `n` units has been idle for more than `n - 1`: it is over when its
-/// difference is beyond the timeout rounded up.
+/// Timeouts in the units of the entries. An entry's unit is cut off, and a packet's time
+/// is noted only in steps of [`SEEN_STEP`] units: a flow whose difference is `n` units has
+/// been idle for more than `n - SEEN_STEP`. It is over when it has been so for longer
+/// than the timeout.
 struct Limits {
     tcp_idle: u64,
     udp_idle: u64,
@@ -250,8 +252,8 @@ struct Limits {
 impl Limits {
     fn new(timeouts: &FlowTimeouts, now: Now) -> Self {
         Self {
-            tcp_idle: units(timeouts.tcp_idle, SEEN_SHIFT),
-            udp_idle: units(timeouts.udp_idle, SEEN_SHIFT),
+            tcp_idle: units(timeouts.tcp_idle, SEEN_SHIFT) + u64::from(SEEN_STEP) - 1,
+            udp_idle: units(timeouts.udp_idle, SEEN_SHIFT) + u64::from(SEEN_STEP) - 1,
             half_open: units(timeouts.half_open, BORN_SHIFT),
             closed: units(timeouts.closed, SEEN_SHIFT),
             now,
@@ -301,39 +303,38 @@ impl Stored for Flow6 {
 
 /// One entry's place.
 struct Place<'a, E: Copy> {
-    table: &'a Mapped<Bucket<E>>,
+    table: &'a FlowTable<E>,
     bucket: u32,
-    offset: usize,
+    entry: usize,
 }
 
 impl<'a, E: Stored> Place<'a, E> {
-    fn new(table: &'a Mapped<Bucket<E>>, bucket: u32, entry: usize) -> Self {
+    fn new(table: &'a FlowTable<E>, bucket: u32, entry: usize) -> Self {
         Self {
             table,
             bucket,
-            offset: entry * size_of::<E>(),
+            entry,
         }
     }
 
+    fn at(&self, offset: usize) -> &'a AtomicU64 {
+        let offset = self.entry * size_of::<E>() + offset;
+        self.table.buckets.atomic_u64(self.bucket, offset)
+    }
+
     fn word(&self, offset: usize) -> u64 {
-        self.table
-            .atomic_u64(self.bucket, self.offset + offset)
-            .load(Ordering::Relaxed)
+        self.at(offset).load(Ordering::Relaxed)
     }
 
     fn meta(&self) -> Meta {
-        let meta = self
-            .table
-            .atomic_u64(self.bucket, self.offset + E::META)
-            .load(Ordering::Acquire);
-        Meta(meta)
+        Meta(self.at(E::META).load(Ordering::Acquire))
     }
 
     fn born(&self) -> u32 {
         E::BORN.map_or(0, |offset| {
-            self.table
-                .atomic_u32(self.bucket, self.offset + offset)
-                .load(Ordering::Relaxed)
+            let offset = self.entry * size_of::<E>() + offset;
+            let born = self.table.buckets.atomic_u32(self.bucket, offset);
+            born.load(Ordering::Relaxed)
         })
     }
 
@@ -371,15 +372,29 @@ impl<'a, E: Stored> Place<'a, E> {
 
     /// Frees the entry unless it has changed since `meta` was read.
     fn remove(&self, meta: Meta) -> bool {
-        self.table
-            .atomic_u64(self.bucket, self.offset + E::META)
-            .compare_exchange(meta.0, Meta::FREE.0, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+        let claimed = self.at(E::META).compare_exchange(
+            meta.0,
+            Meta::AGENT.0,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        if claimed.is_ok() {
+            self.free();
+        }
+        claimed.is_ok()
+    }
+
+    /// Frees the entry that the agent has claimed: the tag first, as from the moment
+    /// that the state is zero both may be the program's again.
+    fn free(&self) {
+        let tag = self.table.tags.atomic_u16(self.bucket, self.entry * 2);
+        tag.store(0, Ordering::Release);
+        self.at(E::META).store(Meta::FREE.0, Ordering::Release);
     }
 }
 
-fn each<E: Stored>(table: &Mapped<Bucket<E>>, mut f: impl FnMut(E)) {
-    for bucket in 0..table.len() {
+fn each<E: Stored>(table: &FlowTable<E>, mut f: impl FnMut(E)) {
+    for bucket in 0..table.buckets.len() {
         for entry in 0..FLOW_BUCKET_ENTRIES {
             if let Some(entry) = Place::new(table, bucket, entry).read() {
                 f(entry);
@@ -389,13 +404,13 @@ fn each<E: Stored>(table: &Mapped<Bucket<E>>, mut f: impl FnMut(E)) {
 }
 
 fn count<E: Stored>(
-    table: &Mapped<Bucket<E>>,
+    table: &FlowTable<E>,
     half_open: bool,
     limits: &Limits,
     generations: &[Option<u8>],
     counts: &mut FlowCounts,
 ) {
-    for bucket in 0..table.len() {
+    for bucket in 0..table.buckets.len() {
         for entry in 0..FLOW_BUCKET_ENTRIES {
             let place = Place::new(table, bucket, entry);
             let meta = place.meta();

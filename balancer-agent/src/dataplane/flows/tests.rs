@@ -48,11 +48,14 @@ fn born(age: u64) -> u32 {
     ((NOW - age * SECOND) >> BORN_SHIFT) as u32
 }
 
-fn put<E: Stored>(table: &Mapped<Bucket<E>>, bucket: u32, entry: E) {
-    let mut content = table.read(bucket);
+fn put<E: Stored>(table: &FlowTable<E>, bucket: u32, entry: E) {
+    let mut content = table.buckets.read(bucket);
     let free = content.0.iter().position(|e| e.meta() == Meta::FREE);
-    content.0[free.expect("room in the bucket")] = entry;
-    table.write(bucket, content);
+    let at = free.expect("room in the bucket");
+    content.0[at] = entry;
+    table.buckets.write(bucket, content);
+    let tag = table.tags.atomic_u16(bucket, at * 2);
+    tag.store(0x8000 | at as u16, Ordering::Relaxed);
 }
 
 fn flow4(port: u16, frontend: u16, meta: Meta) -> Flow4 {
@@ -241,7 +244,10 @@ fn expiry_by_kind() {
     assert_eq!(expire_all(&t).0, 5);
     let left: Vec<_> = all(&t).iter().map(|v| v.client.port()).collect();
     assert_eq!(left, [0, 1, 2, 3, 100, 102]);
-    assert_eq!(t.half_open.read(0).0[3].meta, meta(flags::CLAIMED, 999));
+    assert_eq!(
+        t.half_open.buckets.read(0).0[3].meta,
+        meta(flags::CLAIMED, 999)
+    );
     assert_eq!(expire_all(&t).0, 0);
 }
 
@@ -469,4 +475,19 @@ fn a_purge_and_a_scan_beside_a_writer_see_whole_entries() {
     });
     assert_eq!(purge_backend(&t, 1), 1);
     assert!(all(&t).is_empty());
+}
+
+#[test]
+fn what_a_killed_agent_had_claimed_is_freed() {
+    let t = tables();
+    put(&t.flows6, 2, flow6(CLIENT, 1, 10, meta(0, 0), 0));
+    put(&t.flows6, 2, flow6(CLIENT, 2, 10, Meta::AGENT, 0));
+    put(&t.flows6, 2, flow6(CLIENT, 3, 10, Meta::PROGRAM, 0));
+    let tag = |entry: usize| t.flows6.tags.read(2).0[entry] != 0;
+    assert_eq!(recover(&t), 1);
+    let bucket = t.flows6.buckets.read(2);
+    assert_eq!(bucket.0[1].meta, Meta::FREE);
+    assert_eq!(bucket.0[2].meta, Meta::PROGRAM);
+    assert_eq!([tag(0), tag(1), tag(2)], [true, false, true]);
+    assert_eq!(recover(&t), 0);
 }

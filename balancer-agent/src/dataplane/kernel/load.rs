@@ -7,7 +7,7 @@ use std::path::Path;
 use aya::maps::{Map, MapData, MapType};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
-use common::flow::{Bucket, Flow4, Flow6};
+use common::flow::{Bucket, Flow4, Flow6, Tags};
 use common::tables::{Counters, Forwarding, FragmentKey, Header, Settings, SnatPort, names};
 use common::{ABI_VERSION, limits};
 use zerocopy::IntoBytes;
@@ -140,11 +140,15 @@ pub(super) fn cpus() -> Result<usize, KernelError> {
 }
 
 /// Entries of the maps that are not always of one size.
-pub fn entries(settings: Settings, cpus: usize) -> [(&'static str, u32); 4] {
+pub fn entries(settings: Settings, cpus: usize) -> [(&'static str, u32); 8] {
     [
         (names::FLOWS4, settings.flow4_mask + 1),
+        (names::TAGS4, settings.flow4_mask + 1),
         (names::FLOWS6, settings.flow6_mask + 1),
+        (names::TAGS6, settings.flow6_mask + 1),
         (names::HALF_OPEN, settings.half_open_mask + 1),
+        (names::TAGS_HALF_OPEN, settings.half_open_mask + 1),
+        (names::HANDS, settings.half_open_mask + 1),
         (names::COUNTERS, cpus as u32),
     ]
 }
@@ -206,6 +210,9 @@ fn shapes(settings: Settings, cpus: usize) -> Vec<(&'static str, Shape)> {
         table::<Bucket<Flow4>>(names::FLOWS4, settings.flow4_mask + 1),
         table::<Bucket<Flow6>>(names::FLOWS6, settings.flow6_mask + 1),
         table::<Bucket<Flow6>>(names::HALF_OPEN, settings.half_open_mask + 1),
+        table::<Tags>(names::TAGS4, settings.flow4_mask + 1),
+        table::<Tags>(names::TAGS6, settings.flow6_mask + 1),
+        table::<Tags>(names::TAGS_HALF_OPEN, settings.half_open_mask + 1),
         (names::FRAGMENTS, fragments),
         table::<Counters>(names::COUNTERS, cpus as u32),
         (names::EVENTS, events),

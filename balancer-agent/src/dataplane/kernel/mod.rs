@@ -33,7 +33,7 @@ pub use events::{Events, KernelLog};
 pub use instance::Removed;
 pub use load::entries;
 
-use super::Tables;
+use super::{Tables, flows};
 use crate::model::{Xdp, XdpMode};
 use attach::Attacher;
 use instance::{Instance, Place, State};
@@ -326,6 +326,11 @@ impl Running {
         let cpus = load::cpus()?;
         let mut maps = Maps::open(&pins, settings, cpus).map_err(|what| instance.damaged(what))?;
         let tables = Arc::new(maps.tables(settings, cpus)?);
+        // No other agent runs, and we have not begun.
+        let recovered = flows::recover(&tables);
+        if recovered > 0 {
+            tracing::info!(recovered, "freed entries that a killed agent was removing");
+        }
         let memory_bytes = maps.memory_bytes();
         let mut ebpf = load::prepare(options.object, settings, cpus, &pins)?;
         let log = KernelLog::new(&mut ebpf);

@@ -1,0 +1,121 @@
+//! The first packet of a TCP connection when nothing stands in its way: no flow of
+//! this client's address and port anywhere, no translated source, a usable backend
+//! next in the ring. All else is left, unchanged, to `select`.
+//!
+//! It has to be quick however full the tables are: this is what a flood of SYNs costs.
+//! It reads the tags of four buckets, and writes one entry.
+
+use crate::atomic;
+use crate::count::{count, on_both};
+use crate::fast::{Plain, plain_hop};
+use crate::flows::Fields;
+use crate::forward;
+use crate::frame::load;
+use crate::maps::{Tables, seed};
+use crate::open::bad_source;
+use crate::steer::{Family, clock, seen};
+use crate::table::{self, HalfOpen};
+use crate::verdict::Verdict;
+use common::counters::Reason;
+use common::flow::{BORN_SHIFT, Meta, ReturnPath, flags};
+use common::limits::{DEVICES, RING_CHUNK_SLOTS};
+use common::tables::{Backend, Frontend, RingRef, frontend_flags, state};
+use common::{Be16, hash};
+
+/// Steers the packet to the frontend at `slot`; `None` leaves it to the slow path.
+///
+/// # Safety
+/// The headers must have been checked.
+#[inline(always)]
+pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -> Option<Verdict> {
+    // SAFETY: by the caller; entries of maps.
+    unsafe {
+        let key = p.client::<F>(slot);
+        if frontend.snat_count != 0
+            || frontend.flags & frontend_flags::CLOSING != 0
+            || key.port.0 == 0
+            || bad_source::<F>(&key.addr)
+        {
+            return None;
+        }
+        let hash = hash::client(&key.addr, key.port, seed());
+        if !table::lacks::<F::Established>(hash) || !table::lacks::<HalfOpen>(hash) {
+            return None;
+        }
+        let ns = clock();
+        let now = seen(ns);
+        let claimed = table::claim::<HalfOpen>(hash, now)?;
+        let taken = match claimed.held_port() {
+            true => None,
+            false => take_turn(p.tables, slot, frontend),
+        };
+        let Some((chosen, backend, word)) = taken else {
+            claimed.give_back();
+            return None;
+        };
+        let hop = forward::hop(backend, word);
+        let fields = Fields {
+            key,
+            path: ReturnPath {
+                mac: load(p.eth + 6),
+                device: (p.ingress() % DEVICES) as u16,
+                tci: [Be16(0); 2],
+            },
+            snat_port: Be16(0),
+            endpoint: (*backend).endpoint,
+            born: (ns >> BORN_SHIFT) as u32,
+        };
+        let generation = (word >> state::GENERATION_SHIFT) as u8;
+        claimed.fill(
+            hash,
+            &fields,
+            Meta::new(chosen as u16, generation, flags::VALID, now),
+        );
+        count(Reason::FlowNew);
+        let bytes = p.frame.len() as u64;
+        on_both(slot, chosen, |t| {
+            t.flows += 1;
+            t.packets_in += 1;
+            t.bytes_in += bytes;
+        });
+        Some(p.send::<F>(frontend, backend, hop))
+    }
+}
+
+/// The next backend of the ring, if it can take the packet at once: only then is the
+/// turn used, so that the slow path finds it where it was. Its slot, entry and state.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn take_turn(
+    tables: Tables,
+    slot: u32,
+    frontend: &Frontend,
+) -> Option<(u32, *const Backend, u32)> {
+    // SAFETY: entries of maps.
+    unsafe {
+        // One load, so that the ring is of one piece.
+        let ring = RingRef::from_word((&raw const frontend.ring).read_volatile());
+        if ring.len == 0 {
+            return None;
+        }
+        let cursor = &raw mut (*tables.cursor(slot)).position;
+        let position = cursor.read_volatile();
+        let at = (position % ring.len as u64) as u32;
+        let chunk = tables.chunk(ring.chunk + at / RING_CHUNK_SLOTS);
+        let slots = (&raw const (*chunk).0).cast::<u32>();
+        let chosen = slots.add((at % RING_CHUNK_SLOTS) as usize).read_volatile();
+        let backend = tables.backend(chosen);
+        let word = (&raw const (*backend).state).read_volatile();
+        let needed = state::PRESENT | state::USABLE | state::HOP_VALID;
+        if word & (needed | state::STOPPED) != needed {
+            return None;
+        }
+        plain_hop(backend, word)?;
+        if !atomic::compare_exchange(cursor, position, position + 1) {
+            return None;
+        }
+        Some((chosen, backend, word))
+    }
+}

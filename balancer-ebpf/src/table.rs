@@ -1,0 +1,312 @@
+//! The three flow tables: finding, inserting and freeing, by the tags beside the
+//! buckets.
+
+use crate::count::count;
+use crate::flows::{self, By, Entry, Fields, Key};
+use crate::maps::{self, CELL, FLOWS4, FLOWS6, HALF_OPEN, HANDS, TAGS_HALF_OPEN, TAGS4, TAGS6};
+use crate::report::note;
+use crate::snat;
+use aya_ebpf::maps::Array;
+use common::counters::Reason;
+use common::flow::{Bucket, Flow4, Flow6, Lanes, Meta, Tags, flags};
+use common::hash;
+use common::limits::FLOW_BUCKET_ENTRIES;
+
+/// One of the tables.
+pub trait Table {
+    /// Its entries.
+    type Entry: Entry;
+    /// First entry of a bucket.
+    fn bucket(index: u32) -> Option<*mut Self::Entry>;
+    /// The tags beside a bucket, as two words.
+    fn tags(index: u32) -> Option<*mut u64>;
+    /// Buckets less one.
+    fn mask() -> u32;
+    /// Which entry of a full bucket has to give way.
+    fn victim(index: u32, bucket: *mut Self::Entry, now: u32) -> usize;
+    /// Counts that a flow which is still in use gave way.
+    fn evicted();
+}
+
+macro_rules! table {
+    ($(#[$doc:meta])* $name:ident, $entry:ty, $flows:ident, $tags:ident, $mask:ident,
+     $victim:expr, $evicted:expr) => {
+        $(#[$doc])*
+        pub struct $name;
+
+        impl Table for $name {
+            type Entry = $entry;
+            #[inline(always)]
+            fn bucket(index: u32) -> Option<*mut $entry> {
+                let flows: &Array<Bucket<$entry>> = &$flows;
+                Some(flows.get_ptr_mut(index)?.cast())
+            }
+            #[inline(always)]
+            fn tags(index: u32) -> Option<*mut u64> {
+                let tags: &Array<Tags> = &$tags;
+                Some(tags.get_ptr_mut(index)?.cast())
+            }
+            #[inline(always)]
+            fn mask() -> u32 {
+                maps::$mask()
+            }
+            #[inline(always)]
+            fn victim(index: u32, bucket: *mut $entry, now: u32) -> usize {
+                $victim(index, bucket, now)
+            }
+            #[inline(always)]
+            fn evicted() {
+                $evicted
+            }
+        }
+    };
+}
+
+table!(
+    /// Established IPv4 flows.
+    Established4, Flow4, FLOWS4, TAGS4, flow4_mask, longest_idle, note(Reason::FlowEvicted)
+);
+table!(
+    /// Established IPv6 flows.
+    Established6, Flow6, FLOWS6, TAGS6, flow6_mask, longest_idle, note(Reason::FlowEvicted)
+);
+table!(
+    /// Half-open flows of both families: IPv4 as mapped addresses.
+    HalfOpen, Flow6, HALF_OPEN, TAGS_HALF_OPEN, half_open_mask, turn,
+    count(Reason::HalfOpenEvicted)
+);
+
+#[inline(always)]
+fn longest_idle<E: Entry>(_: u32, bucket: *mut E, now: u32) -> usize {
+    match CELL.get_ptr_mut(0) {
+        // SAFETY: a bucket of the map; this CPU's own cell.
+        Some(cell) => unsafe { flows::victim(bucket, now, cell) },
+        None => 0,
+    }
+}
+
+/// In turn: the oldest, at a cost that does not grow with the flood that fills the
+/// table. Two CPUs at once may get the same turn, and one finds it taken.
+#[inline(always)]
+fn turn(index: u32, _: *mut Flow6, _: u32) -> usize {
+    let Some(hand) = HANDS.get_ptr_mut(index) else {
+        return 0;
+    };
+    // SAFETY: in the map's value.
+    unsafe {
+        let at = hand.read_volatile();
+        hand.write_volatile(at + 1);
+        at as usize & (FLOW_BUCKET_ENTRIES - 1)
+    }
+}
+
+/// Where an entry is: bucket and position, in one number.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct At(u32);
+
+impl At {
+    /// Nowhere.
+    pub const NONE: Self = Self(0);
+
+    #[inline(always)]
+    fn new(bucket: u32, position: usize) -> Self {
+        Self(bucket * FLOW_BUCKET_ENTRIES as u32 + position as u32)
+    }
+
+    #[inline(always)]
+    fn bucket(self) -> u32 {
+        self.0 / FLOW_BUCKET_ENTRIES as u32
+    }
+
+    #[inline(always)]
+    fn position(self) -> usize {
+        self.0 as usize & (FLOW_BUCKET_ENTRIES - 1)
+    }
+}
+
+/// A flow that was found: where, and its state at that moment.
+pub struct Found<T: Table> {
+    /// The entry.
+    pub entry: *mut T::Entry,
+    /// Its state.
+    pub meta: Meta,
+    at: At,
+}
+
+/// The flow at its home, where most are: one cache line.
+#[inline(always)]
+pub fn at_home<T: Table>(hash: u64, key: &Key, by: By) -> Option<Found<T>> {
+    let index = hash::first_bucket(hash, T::mask());
+    let home = hash::home(hash);
+    let entry = T::bucket(index)?.wrapping_add(home);
+    // SAFETY: an entry of the bucket.
+    let meta = unsafe { flows::holds(entry, key, by) }?;
+    let at = At::new(index, home);
+    Some(Found { entry, meta, at })
+}
+
+#[inline(always)]
+fn in_bucket<T: Table>(index: u32, tag: u16, key: &Key, by: By, at: &mut At) -> *mut T::Entry {
+    let (Some(tags), Some(bucket)) = (T::tags(index), T::bucket(index)) else {
+        return core::ptr::null_mut();
+    };
+    let mut lanes = Lanes::equal(words(tags), tag);
+    let mut n = 0;
+    while n < FLOW_BUCKET_ENTRIES {
+        n += 1;
+        if lanes.is_empty() {
+            break;
+        }
+        let position = lanes.first();
+        lanes = lanes.rest();
+        let entry = bucket.wrapping_add(position);
+        // SAFETY: an entry of the bucket.
+        if unsafe { flows::holds(entry, key, by) }.is_some() {
+            *at = At::new(index, position);
+            return entry;
+        }
+    }
+    core::ptr::null_mut()
+}
+
+#[inline(always)]
+fn words(tags: *mut u64) -> [u64; 2] {
+    // SAFETY: the two words of a bucket's tags.
+    unsafe { [tags.read_volatile(), tags.wrapping_add(1).read_volatile()] }
+}
+
+/// Looks in both buckets; null where there is none.
+#[inline(never)]
+fn search<T: Table>(hash: u64, key: &Key, by: By, at: &mut At) -> *mut T::Entry {
+    let (mask, tag) = (T::mask(), hash::tag(hash));
+    let entry = in_bucket::<T>(hash::first_bucket(hash, mask), tag, key, by, at);
+    if !entry.is_null() {
+        return entry;
+    }
+    in_bucket::<T>(hash::second_bucket(hash, mask), tag, key, by, at)
+}
+
+/// The flow that is looked for, with its state now.
+#[inline(always)]
+pub fn find<T: Table>(hash: u64, key: &Key, by: By) -> Option<Found<T>> {
+    let mut at = At::NONE;
+    let entry = search::<T>(hash, key, by, &mut at);
+    if entry.is_null() {
+        return None;
+    }
+    // SAFETY: an entry of a map.
+    let meta = unsafe { flows::meta(entry) };
+    Some(Found { entry, meta, at })
+}
+
+/// Whether neither bucket can have a flow of this client's address and port: all that
+/// a new connection needs to know.
+#[inline(always)]
+pub fn lacks<T: Table>(hash: u64) -> bool {
+    let (mask, tag) = (T::mask(), hash::tag(hash));
+    let first = T::tags(hash::first_bucket(hash, mask));
+    let second = T::tags(hash::second_bucket(hash, mask));
+    let (Some(first), Some(second)) = (first, second) else {
+        return false;
+    };
+    // Both are loaded before either is judged: the waits overlap.
+    let (first, second) = (words(first), words(second));
+    Lanes::equal(first, tag).is_empty() && Lanes::equal(second, tag).is_empty()
+}
+
+/// Frees a flow's entry unless its state has changed; whether it was freed.
+#[inline(always)]
+pub fn free<T: Table>(found: &Found<T>) -> bool {
+    // SAFETY: the flow was found in the map; its tag is at the same place.
+    unsafe {
+        if !flows::claim(found.entry, found.meta) {
+            return false;
+        }
+        if let Some(tags) = T::tags(found.at.bucket()) {
+            let tag = tags.cast::<u16>().wrapping_add(found.at.position());
+            tag.write_volatile(0);
+        }
+        flows::publish(found.entry, Meta::FREE)
+    }
+}
+
+/// An entry that was claimed for a new flow, and how to give it back.
+pub struct Claimed<T: Table> {
+    /// The entry, with the last flow's fields still in it.
+    pub entry: *mut T::Entry,
+    /// The last flow's state; zero when it was free.
+    pub old: Meta,
+    tag: *mut u16,
+}
+
+/// Claims the entry that a new flow is to take: the first bucket's while that has two
+/// free ones, else the emptier bucket's. Preferring the first keeps most lookups at one
+/// bucket; the second choice keeps any bucket from overflowing. `None` when other CPUs
+/// are in the way.
+#[inline(always)]
+pub fn claim<T: Table>(hash: u64, now: u32) -> Option<Claimed<T>> {
+    let mask = T::mask();
+    let mut index = hash::first_bucket(hash, mask);
+    let mut tags = T::tags(index)?;
+    let mut free = Lanes::free(words(tags));
+    if !free.are_many() {
+        let second = hash::second_bucket(hash, mask);
+        let others = T::tags(second)?;
+        let lanes = Lanes::free(words(others));
+        if lanes.are_many() || (free.is_empty() && !lanes.is_empty()) {
+            (index, tags, free) = (second, others, lanes);
+        }
+    }
+    let bucket = T::bucket(index)?;
+    let position = if free.is_empty() {
+        T::victim(index, bucket, now)
+    } else {
+        free.nearest(hash::home(hash))
+    };
+    let entry = bucket.wrapping_add(position & (FLOW_BUCKET_ENTRIES - 1));
+    let tag = tags
+        .cast::<u16>()
+        .wrapping_add(position & (FLOW_BUCKET_ENTRIES - 1));
+    // SAFETY: an entry of the bucket.
+    unsafe {
+        let old = flows::meta(entry);
+        if !flows::claim(entry, old) {
+            return None;
+        }
+        Some(Claimed { entry, old, tag })
+    }
+}
+
+impl<T: Table> Claimed<T> {
+    /// Gives the entry back as it was.
+    #[inline(always)]
+    pub fn give_back(self) {
+        // SAFETY: claimed by us.
+        unsafe { flows::publish(self.entry, self.old) };
+    }
+
+    /// Whether the last flow had a port of its own that has to be freed.
+    #[inline(always)]
+    pub fn held_port(&self) -> bool {
+        self.old.flags() & flags::SNAT != 0 && !self.old.is_closed()
+    }
+
+    /// Writes the new flow, and counts the one that had to give way.
+    #[inline(always)]
+    pub fn fill(self, hash: u64, fields: &Fields, state: Meta) {
+        // SAFETY: claimed by us: nobody else writes entry and tag.
+        unsafe {
+            let port = T::Entry::snat_port(self.entry);
+            self.tag.write_volatile(hash::tag(hash));
+            T::Entry::fill(self.entry, fields);
+            flows::publish(self.entry, state);
+            if self.held_port() {
+                snat::close(self.old, port);
+            }
+        }
+        if self.old.is_live() && !self.old.is_closed() {
+            T::evicted();
+        }
+    }
+}
