@@ -155,6 +155,14 @@ impl Reconciler {
         })
     }
 
+    /// What the last round was about, to be changed where it has to be and given to the
+    /// next one. Until then names and slots can't be asked for. `None` before the first.
+    pub fn take_desired(&mut self) -> Option<Desired> {
+        let assigned = Arc::get_mut(&mut self.memory.assigned)?;
+        let desired = std::mem::take(&mut assigned.desired);
+        self.adopted.then_some(desired)
+    }
+
     /// What [`Self::reconcile`] would do now, without doing it.
     pub fn dry_run(
         &self,

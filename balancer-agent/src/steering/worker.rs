@@ -1,6 +1,6 @@
 //! The thread of the reconcile loop.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -64,12 +64,31 @@ pub struct Worker {
     last_error: Option<ReconcileError>,
     /// Who has which slot may have changed since `watched` was written.
     owners_changed: bool,
+    changed: Changed,
     wakeup: Option<Instant>,
     resync: Instant,
     waiting: Vec<Waiting>,
     /// Who asks how things stand; told after the round, if there is one.
     looks: Vec<oneshot::Sender<Look>>,
     lingering: HashSet<Slot>,
+}
+
+/// What a round has to look at.
+enum Changed {
+    /// Health and activation in these pools.
+    Pools(BTreeSet<Arc<str>>),
+    /// Anything.
+    All,
+}
+
+impl Changed {
+    fn pool(&mut self, pool: &Arc<str>) {
+        if let Self::Pools(pools) = self
+            && !pools.contains(pool)
+        {
+            pools.insert(Arc::clone(pool));
+        }
+    }
 }
 
 /// Somebody who waits until the tables follow.
@@ -104,6 +123,7 @@ impl Worker {
             ready: false,
             last_error: None,
             owners_changed: true,
+            changed: Changed::All,
             wakeup: None,
             resync: now + RESYNC,
             waiting: Vec::new(),
@@ -134,6 +154,7 @@ impl Worker {
             let now = Instant::now();
             if now >= self.resync {
                 self.reconciler.resync();
+                self.changed = Changed::All;
                 self.resync = now + RESYNC;
                 self.round();
             } else if self.desired != before || self.wakeup.is_some_and(|at| at <= now) {
@@ -150,10 +171,12 @@ impl Worker {
             Input::Verdicts(verdicts) => self.verdicts(&verdicts),
             Input::Hops(hops) => {
                 self.world.set_hops(hops);
+                self.changed = Changed::All;
                 self.desired += 1;
             }
             Input::Attached(attached) => {
                 self.world.set_attached(attached);
+                self.changed = Changed::All;
                 self.desired += 1;
             }
             Input::Config(config, reply) => self.config(config, reply),
@@ -173,6 +196,7 @@ impl Worker {
                 continue;
             }
             self.desired += 1;
+            self.changed.pool(&verdict.name.pool);
             if verdict.health == Health::Down {
                 self.take_out(&verdict.name);
             }
@@ -200,6 +224,7 @@ impl Worker {
             self.save();
         }
         self.owners_changed = true;
+        self.changed = Changed::All;
         self.wanted(reply);
     }
 
@@ -215,6 +240,7 @@ impl Worker {
         };
         let word = (activation != configured).then_some(activation);
         self.world.set_activation(&name, word);
+        self.changed.pool(&name.pool);
         self.save();
         if activation != Activation::Active {
             self.take_out(&name);
@@ -273,7 +299,7 @@ impl Worker {
         let began = Instant::now();
         let result = match self.tables.clone() {
             Some(tables) => {
-                let desired = Desired::new(self.world.config(), &self.world);
+                let desired = self.want();
                 let timeouts = self.world.config().timeouts;
                 let counts = || count_by_backend(&tables, &timeouts, monotonic());
                 let now = self.epoch.elapsed();
@@ -316,6 +342,22 @@ impl Worker {
             self.owners_changed = self.last_error.is_some();
             self.watch();
         }
+    }
+
+    /// What the tables should say: the pools in which something has changed are looked
+    /// at again, or all of it.
+    fn want(&mut self) -> Desired {
+        let config = self.world.config();
+        let changed = std::mem::replace(&mut self.changed, Changed::Pools(BTreeSet::new()));
+        if let Changed::Pools(names) = changed
+            && let Some(mut desired) = self.reconciler.take_desired()
+        {
+            for pool in names.iter().filter_map(|name| config.pool(name)) {
+                desired.refresh(pool, &self.world);
+            }
+            return desired;
+        }
+        Desired::new(config, &self.world)
     }
 
     fn answer(&mut self) {
