@@ -155,8 +155,10 @@ impl Reconciler {
         })
     }
 
-    /// What the last round was about, to be changed where it has to be and given to the
-    /// next one. Until then names and slots can't be asked for. `None` before the first.
+    /// What the last round was about, to be changed by [`Desired::refresh`] and given to
+    /// the next one. Until then names and slots can't be asked for. `None` before the
+    /// first. What the next round finds to be no longer wanted lingers without a name,
+    /// so nothing may be taken out of it.
     pub fn take_desired(&mut self) -> Option<Desired> {
         let assigned = Arc::get_mut(&mut self.memory.assigned)?;
         let desired = std::mem::take(&mut assigned.desired);

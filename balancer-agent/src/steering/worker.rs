@@ -352,9 +352,10 @@ impl Worker {
         if let Changed::Pools(names) = changed
             && let Some(mut desired) = self.reconciler.take_desired()
         {
-            for pool in names.iter().filter_map(|name| config.pool(name)) {
+            for pool in config.pools.iter().filter(|p| names.contains(&p.name)) {
                 desired.refresh(pool, &self.world);
             }
+            debug_assert_eq!(desired, Desired::new(config, &self.world));
             return desired;
         }
         Desired::new(config, &self.world)
