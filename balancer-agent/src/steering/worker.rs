@@ -20,7 +20,7 @@ use crate::dataplane::kernel::Kernel;
 use crate::model::{Activation, BackendName, Config, Health, Protocol};
 use crate::prober::{ProberHandle, Sign, Verdict};
 use crate::reconcile::{
-    Desired, LingeringKind, LingeringSlot, ReconcileError, Reconciler, state_of, take_out,
+    Desired, LingeringKind, LingeringSlot, Reading, ReconcileError, Reconciler, state_of, take_out,
 };
 
 /// How often the tables are read again, in case somebody else has written there.
@@ -71,6 +71,7 @@ pub struct Worker {
     /// Who asks how things stand; told after the round, if there is one.
     looks: Vec<oneshot::Sender<Look>>,
     lingering: HashSet<Slot>,
+    stopped: bool,
 }
 
 /// What a round has to look at.
@@ -129,6 +130,7 @@ impl Worker {
             waiting: Vec::new(),
             looks: Vec::new(),
             lingering: HashSet::new(),
+            stopped: false,
         }
     }
 
@@ -146,18 +148,20 @@ impl Worker {
             };
             let before = self.desired;
             for input in first.into_iter().chain(inputs.try_iter()) {
-                if matches!(input, Input::Stop) {
-                    return;
-                }
                 self.take(input);
             }
+            if self.stopped {
+                return;
+            }
             let now = Instant::now();
-            if now >= self.resync {
+            let resync = now >= self.resync;
+            if resync {
                 self.reconciler.resync();
                 self.changed = Changed::All;
                 self.resync = now + RESYNC;
-                self.round();
-            } else if self.desired != before || self.wakeup.is_some_and(|at| at <= now) {
+            }
+            if resync || self.desired != before || self.wakeup.is_some_and(|at| at <= now) {
+                self.read(inputs);
                 self.round();
             }
             for reply in std::mem::take(&mut self.looks) {
@@ -184,7 +188,22 @@ impl Worker {
             Input::Events(events) => self.events(&events),
             Input::Unanswered(unanswered) => self.unanswered(&unanswered),
             Input::Look(reply) => self.looks.push(reply),
-            Input::Stop => {}
+            Input::Stop => self.stopped = true,
+        }
+    }
+
+    /// Reads the tables, where the next round starts from that. It takes its time, in
+    /// which verdicts must not wait: what is told meanwhile is noted as ever.
+    fn read(&mut self, inputs: &Receiver<Input>) {
+        if let Some(tables) = self.tables.clone()
+            && self.reconciler.must_read()
+        {
+            let reading = Reading::of(&tables, &mut || {
+                for input in inputs.try_iter() {
+                    self.take(input);
+                }
+            });
+            self.reconciler.start_from(reading);
         }
     }
 

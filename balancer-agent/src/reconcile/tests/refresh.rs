@@ -12,7 +12,7 @@ const NAMES: [&str; 6] = ["b", "a", "aa", "", "a-b", "c"];
 /// A pool: its backends' names, weights and activations, and what else of it shows.
 fn a_pool(name: &'static str) -> impl Strategy<Value = model::Pool> {
     // Two large weights without a common divisor are more than a ring can hold.
-    let weights = prop_oneof![5 => Just(0..=7), 1 => Just(65_533..=65_535)];
+    let weights = prop_oneof![5 => Just(0..=7u16), 1 => Just(65_533..=65_535)];
     let names = prop::sample::subsequence(NAMES.to_vec(), 0..=NAMES.len()).prop_shuffle();
     let backends = (names, weights).prop_flat_map(move |(names, weights)| {
         let each = (weights, activation(), 0..8u8);
