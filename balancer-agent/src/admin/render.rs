@@ -49,6 +49,16 @@ pub fn flows(list: &FlowList) -> String {
     out
 }
 
+/// A message behind its heading; one of several lines, such as an excerpt of a file,
+/// on lines of its own.
+pub fn headed(heading: &str, message: &str) -> String {
+    let message = message.trim_end();
+    match message.contains('\n') {
+        true => format!("{heading}:\n{message}"),
+        false => format!("{heading}: {message}"),
+    }
+}
+
 fn node(status: &Status) -> String {
     let node = &status.node;
     let mut table = Table::new();
@@ -213,6 +223,7 @@ fn table(header: &[&str]) -> Table {
     table
         .load_preset(UTF8_HORIZONTAL_ONLY)
         .remove_style(TableComponent::HorizontalLines)
+        .remove_style(TableComponent::MiddleIntersections)
         .set_header(header);
     table
 }
@@ -283,6 +294,22 @@ mod tests {
         assert_eq!(duration(90_000_000), "1 d 1 h");
         assert_eq!(flow_count(3, 0), "3");
         assert_eq!(flow_count(3, 2), "3 + 2 half open");
+    }
+
+    #[test]
+    fn excerpts_begin_on_a_line_of_their_own() {
+        assert_eq!(headed("balancer", "no"), "balancer: no");
+        assert_eq!(headed("balancer", "  x a\n  b\n"), "balancer:\n  x a\n  b");
+    }
+
+    #[test]
+    fn rows_follow_each_other() {
+        let mut table = table(&["A", "B"]);
+        table.add_row(["1", "2"]).add_row(["3", "4"]);
+        let lines: Vec<_> = titled("T", table).lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), 7, "{lines:#?}");
+        assert_eq!(lines[4].trim(), "1   2");
+        assert_eq!(lines[5].trim(), "3   4");
     }
 
     #[test]
