@@ -27,7 +27,7 @@ const BPFFS: &str = "/sys/fs/bpf";
 const PREFIX: &str = "balancer-test-";
 
 /// How long an agent may take to load its program and be ready.
-pub const READY: Duration = Duration::from_secs(20);
+pub const READY: Duration = Duration::from_secs(60);
 
 /// A running (or killed) agent. Dropped, it is killed, and its pins are removed: with
 /// them the kernel program goes.
