@@ -307,9 +307,10 @@ mod tests {
         let mut table = table(&["A", "B"]);
         table.add_row(["1", "2"]).add_row(["3", "4"]);
         let lines: Vec<_> = titled("T", table).lines().map(str::to_owned).collect();
-        assert_eq!(lines.len(), 7, "{lines:#?}");
-        assert_eq!(lines[4].trim(), "1   2");
-        assert_eq!(lines[5].trim(), "3   4");
+        // Nothing, the title, and the headings between two rules.
+        assert_eq!(lines.len(), 8, "{lines:#?}");
+        assert_eq!(lines[5].trim(), "1   2");
+        assert_eq!(lines[6].trim(), "3   4");
     }
 
     #[test]
