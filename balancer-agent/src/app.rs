@@ -366,7 +366,7 @@ fn open_kernel(config: &Config) -> anyhow::Result<Option<Arc<Kernel>>> {
         "tables {how}"
     );
     for attached in kernel.attached() {
-        let reason = attached.reason.unwrap_or_default();
+        let reason = attached.reason.as_deref();
         tracing::info!(interface = attached.interface, mode = %attached.mode, reason, "attached");
     }
     Ok(Some(Arc::new(kernel)))

@@ -152,7 +152,8 @@ fn main() -> ExitCode {
                 let report = error.report(err.is_terminal());
                 let _ = writeln!(err, "{}", report.trim_end());
             } else {
-                let _ = writeln!(err, "balancer: {}", with_causes(&error));
+                let message = render::headed("balancer", &with_causes(&error));
+                let _ = writeln!(err, "{message}");
             }
             match error.downcast_ref::<AskError>() {
                 Some(AskError::NoAgent { .. }) => ExitCode::from(3),

@@ -3,6 +3,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Once;
@@ -25,7 +27,7 @@ const BPFFS: &str = "/sys/fs/bpf";
 const PREFIX: &str = "balancer-test-";
 
 /// How long an agent may take to load its program and be ready.
-pub const READY: Duration = Duration::from_secs(20);
+pub const READY: Duration = Duration::from_secs(60);
 
 /// A running (or killed) agent. Dropped, it is killed, and its pins are removed: with
 /// them the kernel program goes.
@@ -127,7 +129,7 @@ impl Agent {
     pub fn wait_ready(&mut self) {
         wait_until("the agent to be ready", READY, || {
             assert!(self.running(), "the agent ended:\n{}", self.log());
-            self.try_status()
+            self.look()
                 .is_some_and(|status| status["ready"] == Value::Bool(true))
         });
     }
@@ -252,7 +254,10 @@ impl Agent {
     #[track_caller]
     pub fn wait_health(&self, pool: &str, backend: &str, health: &str) {
         wait_until(&format!("{pool}/{backend} to be {health}"), READY, || {
-            self.backend(pool, backend)["health"] == health
+            let status = self.look().expect("the agent to answer");
+            let found = find_backend(&status, pool, backend);
+            found.unwrap_or_else(|| panic!("no backend {pool}/{backend} in {status:#}"))["health"]
+                == health
         });
     }
 
@@ -260,7 +265,7 @@ impl Agent {
     #[track_caller]
     pub fn wait_all_up(&self) {
         wait_until("all backends to be up", READY, || {
-            let status = self.status();
+            let status = self.look().expect("the agent to answer");
             let mut all = backends(&status).peekable();
             all.peek().is_some() && all.all(|backend| backend["health"] == "up")
         });
@@ -286,9 +291,17 @@ impl Agent {
         &self.pins.0
     }
 
-    fn try_status(&self) -> Option<Value> {
-        let output = self.output(&["status", "--json"]);
-        serde_json::from_slice(&output.stdout).ok()
+    /// The status, asked for without a process of its own: for those who ask again
+    /// and again.
+    fn look(&self) -> Option<Value> {
+        let mut stream = UnixStream::connect(self.socket()).ok()?;
+        stream.set_read_timeout(Some(READY)).ok()?;
+        let request = b"{\"version\":1,\"request\":\"status\"}\n";
+        stream.write_all(request).ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        let mut answer: Value = serde_json::from_str(&line).ok()?;
+        Some(answer["ok"]["status"].take())
     }
 
     #[track_caller]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::Value;
 
 use crate::agent::Agent;
-use crate::counters::Counters;
+use crate::counters::{self, Counters};
 use crate::server::Server;
 use crate::topology::{Lab, Options};
 
@@ -81,6 +81,13 @@ impl Bed {
         let backend = self.agent.backend(pool, backend);
         let count = |key: &str| backend[key].as_u64().unwrap_or(0);
         count("flows") + count("half_open")
+    }
+
+    /// Packets that devices have dropped so far, see [`counters::dropped`].
+    pub fn dropped(&self) -> i64 {
+        let servers = self.lab.servers.iter().map(|place| &place.ns);
+        let all = servers.chain([&self.lab.client, &self.lab.balancer]);
+        all.map(counters::dropped).sum()
     }
 
     /// TCP segments that client and servers have sent again so far.

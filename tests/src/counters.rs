@@ -40,6 +40,28 @@ impl Counters {
     }
 }
 
+/// Packets that a namespace's devices have dropped so far, in either direction: full
+/// queues, where the machine was too slow for what it was sent.
+pub fn dropped(ns: &Netns) -> i64 {
+    ns.enter(|| {
+        let text =
+            fs::read_to_string("/proc/thread-self/net/dev").expect("the counters of devices");
+        // Two lines of headings; then by device 8 columns received and 8 sent, the
+        // fourth of which counts drops.
+        let lines = text.lines().skip(2);
+        let columns = lines.filter_map(|line| line.split_once(':'));
+        columns
+            .flat_map(|(_, columns)| {
+                let columns: Vec<i64> = columns
+                    .split_whitespace()
+                    .filter_map(|column| column.parse().ok())
+                    .collect();
+                [3, 11].map(|at| columns.get(at).copied().unwrap_or(0))
+            })
+            .sum()
+    })
+}
+
 fn collect(text: &str, into: &mut BTreeMap<(String, String), i64>) {
     let lines: Vec<&str> = text.lines().collect();
     for pair in lines.chunks_exact(2) {

@@ -5,6 +5,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -133,6 +135,39 @@ pub fn came_true(bound: Duration, mut condition: impl FnMut() -> bool) -> bool {
             return false;
         }
         thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Watches how steadily this machine works: how late the worst of many short sleeps
+/// ended. Where that comes near TCP's shortest timeout (200 ms), segments are sent again
+/// without having been lost.
+pub struct Stalls {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<Duration>,
+}
+
+impl Stalls {
+    /// Starts to watch.
+    pub fn watch() -> Self {
+        const SHORT: Duration = Duration::from_millis(5);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut worst = Duration::ZERO;
+            while !stopped.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                thread::sleep(SHORT);
+                worst = worst.max(begin.elapsed().saturating_sub(SHORT));
+            }
+            worst
+        });
+        Self { stop, thread }
+    }
+
+    /// The worst so far; ends the watch.
+    pub fn worst(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or_default()
     }
 }
 

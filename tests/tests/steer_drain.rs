@@ -68,21 +68,23 @@ fn a_drain_fails_nothing_and_counts_down_to_zero() {
         bed.flows("echo", "s1") == 0
     });
 
+    // Over before the activation, of which nobody can say when it holds.
+    let report = stream.stop();
+    assert_eq!(report.failed(), 0, "{:?}", report.failures());
+    let while_drained = report.since(drained);
+    println!("while drained {:?}", while_drained.distribution());
+    let still = while_drained.last_reached("s1", drained);
+    assert_eq!(still, None, "a connection that began after the drain");
+
+    let stream = load(&bed);
     bed.agent.order(&["activate", "echo/s1"]);
     let active = Instant::now();
     stream.wait_for(u64::from(RATE) / 4);
     let report = stream.stop();
     assert_eq!(report.failed(), 0, "{:?}", report.failures());
-    let mut while_drained = report.since(drained);
-    let back = report.since(active);
-    while_drained
-        .attempts
-        .retain(|a| a.started < active - Duration::from_millis(50));
-    let reached = while_drained.distribution();
-    println!("while drained {reached:?}, then {:?}", back.distribution());
-    let still = while_drained.last_reached("s1", drained);
-    assert_eq!(still, None, "a connection that began after the drain");
-    assert!(back.distribution()["s1"] > 0);
+    let back = report.since(active).distribution();
+    println!("then {back:?}");
+    assert!(back["s1"] > 0);
     assert!(later.finish().iter().all(|kept| kept.failure.is_none()));
 }
 

@@ -28,10 +28,15 @@ pub fn tools() -> PathBuf {
     target().join("tools")
 }
 
-/// The cargo that runs us.
+/// The cargo that runs us; it finds subcommands among the project's own tools too.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    let path = env::var_os("PATH").unwrap_or_default();
+    let ours = tools().join("bin");
+    if let Ok(path) = env::join_paths([ours].into_iter().chain(env::split_paths(&path))) {
+        command.env("PATH", path);
+    }
     if env::var_os("CARGO_TARGET_DIR").is_some() {
         command.env("CARGO_TARGET_DIR", target());
     }

@@ -121,7 +121,11 @@ fn check_form(table: &mut Table) {
             .output()
             .is_ok_and(|output| output.status.success());
         if !there {
-            println!("    {name}: left out, cargo {component} is not installed");
+            println!(
+                "    {name}: left out, cargo {component} is not installed (`cargo install --locked \
+                 cargo-{component} --root {}` would do)",
+                place::tools().display()
+            );
             table.left_out(name);
             continue;
         }

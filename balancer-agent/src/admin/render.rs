@@ -3,7 +3,7 @@
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table, TableComponent};
 
-use super::protocol::{BackendStatus, FlowList, Status};
+use super::protocol::{BackendStatus, FlowList, Status, TrafficStatus};
 use crate::model::Health;
 
 /// The whole status for people.
@@ -47,6 +47,16 @@ pub fn flows(list: &FlowList) -> String {
         out += &format!("and {more} more: --limit shows them\n");
     }
     out
+}
+
+/// A message behind its heading; one of several lines, such as an excerpt of a file,
+/// on lines of its own.
+pub fn headed(heading: &str, message: &str) -> String {
+    let message = message.trim_end();
+    match message.contains('\n') {
+        true => format!("{heading}:\n{message}"),
+        false => format!("{heading}: {message}"),
+    }
 }
 
 fn node(status: &Status) -> String {
@@ -103,40 +113,23 @@ fn node(status: &Status) -> String {
 }
 
 fn frontends(status: &Status) -> Table {
-    let mut table = table(&[
-        "Name",
-        "Address",
-        "Protocol",
-        "Pool",
-        "Flows now",
-        "Total",
-        "Packets in",
-        "out",
-        "Bytes in",
-        "out",
-        "Refused",
-    ]);
-    right(&mut table, 4..11);
+    let mut table = counting(&["Name", "Address", "Protocol", "Pool"]);
     for f in &status.frontends {
-        table.add_row([
+        let what = [
             f.name.clone(),
             f.address.to_string(),
             f.protocol.clone(),
             f.pool.clone(),
-            flow_count(f.flows, f.half_open),
-            f.connections_total.to_string(),
-            f.traffic.packets_in.to_string(),
-            f.traffic.packets_out.to_string(),
-            bytes(f.traffic.bytes_in),
-            bytes(f.traffic.bytes_out),
-            f.refused.to_string(),
-        ]);
+        ];
+        let flows = flow_count(f.flows, f.half_open);
+        let counts = counts(flows, f.connections_total, &f.traffic, f.refused);
+        table.add_row(what.into_iter().chain(counts));
     }
     table
 }
 
 fn backends(backends: &[BackendStatus]) -> Table {
-    let mut table = table(&[
+    let mut table = counting(&[
         "Name",
         "Address",
         "Activation",
@@ -144,15 +137,8 @@ fn backends(backends: &[BackendStatus]) -> Table {
         "For",
         "Because",
         "Weight",
-        "Flows now",
-        "Total",
-        "Packets in",
-        "out",
-        "Bytes in",
-        "out",
-        "Refused",
     ]);
-    right(&mut table, 6..14);
+    right(&mut table, 6..7);
     for b in backends {
         // Of one that never passed a check, its last one says more.
         let mut because = match &b.last_check {
@@ -162,28 +148,50 @@ fn backends(backends: &[BackendStatus]) -> Table {
         if let (Health::Up, Some(problem)) = (b.health, &b.hop_problem) {
             because += &format!("; routed by the kernel: {problem}");
         }
-        table.add_row([
+        let operator = if b.overridden { " (operator)" } else { "" };
+        let what = [
             b.name.clone(),
             b.address.to_string(),
-            format!(
-                "{}{}",
-                b.activation,
-                if b.overridden { " (operator)" } else { "" }
-            ),
+            format!("{}{operator}", b.activation),
             b.health.to_string(),
             duration(b.health_for_ms),
             because,
             b.weight.to_string(),
-            flow_count(b.flows, b.half_open),
-            b.connections_total.to_string(),
-            b.traffic.packets_in.to_string(),
-            b.traffic.packets_out.to_string(),
-            bytes(b.traffic.bytes_in),
-            bytes(b.traffic.bytes_out),
-            b.refused.to_string(),
-        ]);
+        ];
+        let flows = flow_count(b.flows, b.half_open);
+        let counts = counts(flows, b.connections_total, &b.traffic, b.refused);
+        table.add_row(what.into_iter().chain(counts));
     }
     table
+}
+
+/// A table of things that packets go through: what they are, and behind it the columns
+/// of [`counts`].
+fn counting(what: &[&str]) -> Table {
+    const COUNTS: [&str; 7] = [
+        "Flows now",
+        "Total",
+        "Packets in",
+        "out",
+        "Bytes in",
+        "out",
+        "Refused",
+    ];
+    let mut table = table(&[what, &COUNTS].concat());
+    right(&mut table, what.len()..what.len() + COUNTS.len());
+    table
+}
+
+fn counts(flows: String, total: u64, traffic: &TrafficStatus, refused: u64) -> [String; 7] {
+    [
+        flows,
+        total.to_string(),
+        traffic.packets_in.to_string(),
+        traffic.packets_out.to_string(),
+        bytes(traffic.bytes_in),
+        bytes(traffic.bytes_out),
+        refused.to_string(),
+    ]
 }
 
 fn lingering(status: &Status) -> Table {
@@ -215,6 +223,7 @@ fn table(header: &[&str]) -> Table {
     table
         .load_preset(UTF8_HORIZONTAL_ONLY)
         .remove_style(TableComponent::HorizontalLines)
+        .remove_style(TableComponent::MiddleIntersections)
         .set_header(header);
     table
 }
@@ -285,6 +294,23 @@ mod tests {
         assert_eq!(duration(90_000_000), "1 d 1 h");
         assert_eq!(flow_count(3, 0), "3");
         assert_eq!(flow_count(3, 2), "3 + 2 half open");
+    }
+
+    #[test]
+    fn excerpts_begin_on_a_line_of_their_own() {
+        assert_eq!(headed("balancer", "no"), "balancer: no");
+        assert_eq!(headed("balancer", "  x a\n  b\n"), "balancer:\n  x a\n  b");
+    }
+
+    #[test]
+    fn rows_follow_each_other() {
+        let mut table = table(&["A", "B"]);
+        table.add_row(["1", "2"]).add_row(["3", "4"]);
+        let lines: Vec<_> = titled("T", table).lines().map(str::to_owned).collect();
+        // Nothing, the title, and the headings between two rules.
+        assert_eq!(lines.len(), 8, "{lines:#?}");
+        assert_eq!(lines[5].trim(), "1   2");
+        assert_eq!(lines[6].trim(), "3   4");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{servers, steers, targets, tell_attached};
 use crate::admin::node::ReloadRequest;
 use crate::admin::protocol::{Fault, Refusal};
+use crate::admin::render::headed;
 use crate::config;
 use crate::dataplane::kernel::Kernel;
 use crate::model::Config;
@@ -46,7 +47,10 @@ impl Reloader {
                 Ok(warnings) => {
                     tracing::warn!("configuration reloaded, with warnings:\n{warnings}")
                 }
-                Err(refusal) => tracing::error!("configuration not reloaded:\n{refusal}"),
+                Err(refusal) => tracing::error!(
+                    "{}",
+                    headed("configuration not reloaded", &refusal.to_string())
+                ),
             }
             let _ = request.send(result);
         }

@@ -156,7 +156,10 @@ impl Listing {
             .with_width(100);
         let source = NamedSource::new(&self.name, Arc::clone(&self.text));
         let mut out = String::new();
-        for problem in self.problems.iter().take(DRAWN) {
+        for (i, problem) in self.problems.iter().take(DRAWN).enumerate() {
+            if i > 0 {
+                out.push('\n');
+            }
             let excerpt = Excerpt {
                 problem,
                 severity,

@@ -77,8 +77,6 @@ pub(super) struct Memory {
     pub resting_hops: BTreeMap<u16, Duration>,
     /// Endpoints may be left without backends.
     pub collect_endpoints: bool,
-    /// The tables were just read; the indexes have not been looked through since.
-    pub repair: bool,
 }
 
 impl Memory {
@@ -108,7 +106,6 @@ impl Memory {
         self.resting_regions
             .extend(free.into_iter().map(|range| (range, until)));
         self.collect_endpoints = true;
-        self.repair = true;
     }
 
     /// Forgets rests that are over.

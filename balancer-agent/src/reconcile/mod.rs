@@ -102,6 +102,18 @@ pub enum LingeringKind {
     Snat,
 }
 
+/// The tables' content.
+#[derive(Debug)]
+pub struct Reading(Observed);
+
+impl Reading {
+    /// Reads all tables, which may take tens of milliseconds; `pause` is called many
+    /// times in between, and may take backends out.
+    pub fn of(tables: &Tables, pause: &mut dyn FnMut()) -> Self {
+        Self(Observed::read(tables, pause))
+    }
+}
+
 /// Keeps the tables as desired, round by round.
 #[derive(Debug, Default)]
 pub struct Reconciler {
@@ -155,6 +167,16 @@ impl Reconciler {
         })
     }
 
+    /// What the last round was about, to be changed by [`Desired::refresh`] and given to
+    /// the next one. Until then names and slots can't be asked for. `None` before the
+    /// first. What the next round finds to be no longer wanted lingers without a name,
+    /// so nothing may be taken out of it.
+    pub fn take_desired(&mut self) -> Option<Desired> {
+        let assigned = Arc::get_mut(&mut self.memory.assigned)?;
+        let desired = std::mem::take(&mut assigned.desired);
+        self.adopted.then_some(desired)
+    }
+
     /// What [`Self::reconcile`] would do now, without doing it.
     pub fn dry_run(
         &self,
@@ -172,9 +194,21 @@ impl Reconciler {
         trial.plan(desired, tables, flow_counts, now)
     }
 
-    /// Reads all tables again in the next round. For the resync tick.
+    /// Reads all tables again in the next round, unless it is given a [`Reading`]
+    /// before. For the resync tick.
     pub fn resync(&mut self) {
         self.have = None;
+    }
+
+    /// Whether the next round has to read all tables.
+    pub fn must_read(&self) -> bool {
+        self.have.is_none()
+    }
+
+    /// What the next round starts from. Since it was read nothing but state words may
+    /// have been written to the tables.
+    pub fn start_from(&mut self, reading: Reading) {
+        self.have = Some(reading.0);
     }
 
     /// Plans a round, which the caller must then carry out whole.
@@ -186,20 +220,14 @@ impl Reconciler {
         now: Duration,
     ) -> Plan {
         let have = match &mut self.have {
-            Some(have) => {
-                have.refresh_states(tables);
-                have
-            }
-            none => {
-                let have = none.insert(Observed::read(tables));
-                self.memory.repair = true;
-                if !self.adopted {
-                    self.memory.adopt(have, now);
-                    self.adopted = true;
-                }
-                have
-            }
+            Some(have) => have,
+            none => none.insert(Reading::of(tables, &mut || {}).0),
         };
+        have.refresh_states(tables);
+        if !self.adopted {
+            self.memory.adopt(have, now);
+            self.adopted = true;
+        }
         plan::plan(desired, have, &mut self.memory, flow_counts, now)
     }
 

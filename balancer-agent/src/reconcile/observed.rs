@@ -47,11 +47,16 @@ pub(super) struct Observed {
     /// One more than the highest ring chunk that was ever used, at the time of
     /// reading.
     pub ring_end: u32,
+    /// What the indexes need, until the first plan after the reading takes it.
+    pub repairs: Option<Vec<Step>>,
 }
 
+/// How many entries are read at a time.
+const BREATH: u32 = 512;
+
 impl Observed {
-    /// Reads everything.
-    pub fn read(tables: &Tables) -> Self {
+    /// Reads everything, and calls `pause` every now and then.
+    pub fn read(tables: &Tables, pause: &mut dyn FnMut()) -> Self {
         let mut observed = Self {
             image: Tables::heap(Settings {
                 seed: tables.settings().seed,
@@ -64,15 +69,17 @@ impl Observed {
             frontend_end: 0,
             endpoint_end: 0,
             ring_end: 0,
+            repairs: None,
         };
-        observed.read_backends(tables);
-        observed.read_endpoints(tables);
-        observed.read_frontends(tables);
+        observed.read_backends(tables, pause);
+        observed.read_endpoints(tables, pause);
+        observed.read_frontends(tables, pause);
         for (from, to) in [
             (&tables.frontend_index, &observed.image.frontend_index),
             (&tables.endpoint_index, &observed.image.endpoint_index),
         ] {
             for bucket in 0..from.len() {
+                breathe(bucket, pause);
                 let content = from.read(bucket);
                 if content.0.iter().any(|&entry| entry != 0) {
                     to.write(bucket, content);
@@ -87,12 +94,16 @@ impl Observed {
             let address = tables.snat_addresses.read(slot);
             observed.image.snat_addresses.write(slot, address);
         }
+        observed.repairs = Some(observed.repairs(pause));
         observed
     }
 
     /// A copy to make a plan on that is not carried out.
     pub fn copy(&self) -> Self {
-        Self::read(&self.image)
+        Self {
+            repairs: self.repairs.clone(),
+            ..Self::read(&self.image, &mut || {})
+        }
     }
 
     /// Reads the state words again: a verdict may have changed one in between, past
@@ -103,8 +114,9 @@ impl Observed {
         }
     }
 
-    fn read_backends(&mut self, tables: &Tables) {
+    fn read_backends(&mut self, tables: &Tables, pause: &mut dyn FnMut()) {
         for slot in 0..tables.backends.len() as u16 {
+            breathe(u32::from(slot), pause);
             let word = state_of(tables, slot);
             if word == 0 {
                 continue;
@@ -118,8 +130,9 @@ impl Observed {
         }
     }
 
-    fn read_endpoints(&mut self, tables: &Tables) {
+    fn read_endpoints(&mut self, tables: &Tables, pause: &mut dyn FnMut()) {
         for slot in 0..tables.endpoints.len() as u16 {
+            breathe(u32::from(slot), pause);
             let entry = tables.endpoints.read(u32::from(slot));
             if entry == Endpoint::default() {
                 continue;
@@ -133,8 +146,9 @@ impl Observed {
         }
     }
 
-    fn read_frontends(&mut self, tables: &Tables) {
+    fn read_frontends(&mut self, tables: &Tables, pause: &mut dyn FnMut()) {
         for slot in 0..tables.frontends.len() as u16 {
+            breathe(u32::from(slot), pause);
             let entry = tables.frontends.read(u32::from(slot));
             if entry == Frontend::default() {
                 continue;
@@ -152,9 +166,12 @@ impl Observed {
                 }
             }
         }
-        let unused = |chunk: &u32| tables.rings.read(*chunk).0.iter().all(|&slot| slot == 0);
-        let used = (self.ring_end..tables.rings.len()).rev();
-        if let Some(last) = { used }.find(|chunk| !unused(chunk)) {
+        let mut is_used = |chunk: &u32| {
+            breathe(*chunk, pause);
+            tables.rings.read(*chunk).0.iter().any(|&slot| slot != 0)
+        };
+        let rest = (self.ring_end..tables.rings.len()).rev();
+        if let Some(last) = { rest }.find(&mut is_used) {
             self.ring_end = last + 1;
         }
     }
@@ -223,10 +240,11 @@ impl Observed {
 
     /// The stores that rid both indexes of entries that name nothing or occur twice,
     /// as an agent that was killed between two stores leaves them.
-    pub fn repairs(&self) -> Vec<Step> {
+    fn repairs(&self, pause: &mut dyn FnMut()) -> Vec<Step> {
         let mut steps = Vec::new();
         for index in [Index::Frontends, Index::Endpoints] {
             for bucket in 0..self.index(index).len() {
+                breathe(bucket, pause);
                 let mut entries = self.bucket(index, bucket);
                 while let Some(bad) = (0..entries.len()).find(|&i| {
                     let rest = &entries[i..];
@@ -260,6 +278,12 @@ impl Observed {
             _ => None,
         };
         service.is_some_and(|service| self.place(index, service, slot) == (bucket, entry))
+    }
+}
+
+fn breathe(entry: u32, pause: &mut dyn FnMut()) {
+    if entry.is_multiple_of(BREATH) {
+        pause();
     }
 }
 

@@ -142,9 +142,10 @@ pub(super) fn plan(
 ) -> Plan {
     memory.wake(now);
     let before = referenced(have);
+    let repairs = have.repairs.take();
     let mut planner = Planner {
         now,
-        just_read: std::mem::take(&mut memory.repair),
+        just_read: repairs.is_some(),
         assigned: Assigned {
             backends: vec![None; desired.backends.len()],
             frontends: vec![None; desired.frontends.len()],
@@ -162,7 +163,7 @@ pub(super) fn plan(
         free_frontend: 0,
     };
     planner.take_out();
-    planner.repair();
+    planner.repair(repairs);
     planner.devices();
     planner.snat_addresses();
     planner.backends();
@@ -295,11 +296,9 @@ impl Planner<'_> {
     }
 
     /// Once after the tables were read.
-    fn repair(&mut self) {
-        if self.just_read {
-            for step in self.have.repairs() {
-                self.step(step);
-            }
+    fn repair(&mut self, repairs: Option<Vec<Step>>) {
+        for step in repairs.into_iter().flatten() {
+            self.step(step);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The thread of the reconcile loop.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::dataplane::kernel::Kernel;
 use crate::model::{Activation, BackendName, Config, Health, Protocol};
 use crate::prober::{ProberHandle, Sign, Verdict};
 use crate::reconcile::{
-    Desired, LingeringKind, LingeringSlot, ReconcileError, Reconciler, state_of, take_out,
+    Desired, LingeringKind, LingeringSlot, Reading, ReconcileError, Reconciler, state_of, take_out,
 };
 
 /// How often the tables are read again, in case somebody else has written there.
@@ -64,12 +64,32 @@ pub struct Worker {
     last_error: Option<ReconcileError>,
     /// Who has which slot may have changed since `watched` was written.
     owners_changed: bool,
+    changed: Changed,
     wakeup: Option<Instant>,
     resync: Instant,
     waiting: Vec<Waiting>,
     /// Who asks how things stand; told after the round, if there is one.
     looks: Vec<oneshot::Sender<Look>>,
     lingering: HashSet<Slot>,
+    stopped: bool,
+}
+
+/// What a round has to look at.
+enum Changed {
+    /// Health and activation in these pools.
+    Pools(BTreeSet<Arc<str>>),
+    /// Anything.
+    All,
+}
+
+impl Changed {
+    fn pool(&mut self, pool: &Arc<str>) {
+        if let Self::Pools(pools) = self
+            && !pools.contains(pool)
+        {
+            pools.insert(Arc::clone(pool));
+        }
+    }
 }
 
 /// Somebody who waits until the tables follow.
@@ -104,11 +124,13 @@ impl Worker {
             ready: false,
             last_error: None,
             owners_changed: true,
+            changed: Changed::All,
             wakeup: None,
             resync: now + RESYNC,
             waiting: Vec::new(),
             looks: Vec::new(),
             lingering: HashSet::new(),
+            stopped: false,
         }
     }
 
@@ -126,17 +148,20 @@ impl Worker {
             };
             let before = self.desired;
             for input in first.into_iter().chain(inputs.try_iter()) {
-                if matches!(input, Input::Stop) {
-                    return;
-                }
                 self.take(input);
             }
+            if self.stopped {
+                return;
+            }
             let now = Instant::now();
-            if now >= self.resync {
+            let resync = now >= self.resync;
+            if resync {
                 self.reconciler.resync();
+                self.changed = Changed::All;
                 self.resync = now + RESYNC;
-                self.round();
-            } else if self.desired != before || self.wakeup.is_some_and(|at| at <= now) {
+            }
+            if resync || self.desired != before || self.wakeup.is_some_and(|at| at <= now) {
+                self.read(inputs);
                 self.round();
             }
             for reply in std::mem::take(&mut self.looks) {
@@ -150,10 +175,12 @@ impl Worker {
             Input::Verdicts(verdicts) => self.verdicts(&verdicts),
             Input::Hops(hops) => {
                 self.world.set_hops(hops);
+                self.changed = Changed::All;
                 self.desired += 1;
             }
             Input::Attached(attached) => {
                 self.world.set_attached(attached);
+                self.changed = Changed::All;
                 self.desired += 1;
             }
             Input::Config(config, reply) => self.config(config, reply),
@@ -161,7 +188,22 @@ impl Worker {
             Input::Events(events) => self.events(&events),
             Input::Unanswered(unanswered) => self.unanswered(&unanswered),
             Input::Look(reply) => self.looks.push(reply),
-            Input::Stop => {}
+            Input::Stop => self.stopped = true,
+        }
+    }
+
+    /// Reads the tables, where the next round starts from that. It takes its time, in
+    /// which verdicts must not wait: what is told meanwhile is noted as ever.
+    fn read(&mut self, inputs: &Receiver<Input>) {
+        if let Some(tables) = self.tables.clone()
+            && self.reconciler.must_read()
+        {
+            let reading = Reading::of(&tables, &mut || {
+                for input in inputs.try_iter() {
+                    self.take(input);
+                }
+            });
+            self.reconciler.start_from(reading);
         }
     }
 
@@ -173,6 +215,7 @@ impl Worker {
                 continue;
             }
             self.desired += 1;
+            self.changed.pool(&verdict.name.pool);
             if verdict.health == Health::Down {
                 self.take_out(&verdict.name);
             }
@@ -200,6 +243,7 @@ impl Worker {
             self.save();
         }
         self.owners_changed = true;
+        self.changed = Changed::All;
         self.wanted(reply);
     }
 
@@ -215,6 +259,7 @@ impl Worker {
         };
         let word = (activation != configured).then_some(activation);
         self.world.set_activation(&name, word);
+        self.changed.pool(&name.pool);
         self.save();
         if activation != Activation::Active {
             self.take_out(&name);
@@ -273,7 +318,7 @@ impl Worker {
         let began = Instant::now();
         let result = match self.tables.clone() {
             Some(tables) => {
-                let desired = Desired::new(self.world.config(), &self.world);
+                let desired = self.want();
                 let timeouts = self.world.config().timeouts;
                 let counts = || count_by_backend(&tables, &timeouts, monotonic());
                 let now = self.epoch.elapsed();
@@ -316,6 +361,23 @@ impl Worker {
             self.owners_changed = self.last_error.is_some();
             self.watch();
         }
+    }
+
+    /// What the tables should say: the pools in which something has changed are looked
+    /// at again, or all of it.
+    fn want(&mut self) -> Desired {
+        let config = self.world.config();
+        let changed = std::mem::replace(&mut self.changed, Changed::Pools(BTreeSet::new()));
+        if let Changed::Pools(names) = changed
+            && let Some(mut desired) = self.reconciler.take_desired()
+        {
+            for pool in config.pools.iter().filter(|p| names.contains(&p.name)) {
+                desired.refresh(pool, &self.world);
+            }
+            debug_assert_eq!(desired, Desired::new(config, &self.world));
+            return desired;
+        }
+        Desired::new(config, &self.world)
     }
 
     fn answer(&mut self) {

@@ -56,20 +56,23 @@ struct Running {
     _dir: tempfile::TempDir,
 }
 
+fn worker(config: Arc<Config>, store: Store) -> Worker {
+    let (_, prober, _) = Prober::new(Limits { running: 1 });
+    Worker::new(Setup {
+        world: World::new(config, Overrides::new(), &HashMap::new(), HashMap::new()),
+        tables: Some(Arc::new(Tables::heap(Settings::default()))),
+        counters: None,
+        prober,
+        store,
+        watched: Arc::default(),
+    })
+}
+
 fn start(config: Arc<Config>) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::beside(&dir.path().join("s"));
-    let tables = Arc::new(Tables::heap(Settings::default()));
-    let (_, prober, _) = Prober::new(Limits { running: 1 });
-    let world = World::new(config, Overrides::new(), &HashMap::new(), HashMap::new());
-    let worker = Worker::new(Setup {
-        world,
-        tables: Some(Arc::clone(&tables)),
-        counters: None,
-        prober,
-        store: store.clone(),
-        watched: Arc::default(),
-    });
+    let worker = worker(config, store.clone());
+    let tables = worker.tables.clone().unwrap();
     let (steering, inputs) = SteeringHandle::new();
     Running {
         tables,
@@ -80,16 +83,24 @@ fn start(config: Arc<Config>) -> Running {
     }
 }
 
+fn usable(tables: &Tables) -> usize {
+    let all = present(&tables.backends);
+    all.iter().filter(|b| b.state & state::USABLE != 0).count()
+}
+
+fn ring(tables: &Tables) -> u32 {
+    let frontends = (0..tables.frontends.len()).map(|i| tables.frontends.read(i));
+    let web = frontends.into_iter().find(|f| f.port.host() == 80).unwrap();
+    RingRef::from_word(web.ring).len
+}
+
 impl Running {
     fn usable(&self) -> usize {
-        let all = present(&self.tables.backends);
-        all.iter().filter(|b| b.state & state::USABLE != 0).count()
+        usable(&self.tables)
     }
 
     fn ring(&self) -> u32 {
-        let frontends = (0..self.tables.frontends.len()).map(|i| self.tables.frontends.read(i));
-        let web = frontends.into_iter().find(|f| f.port.host() == 80).unwrap();
-        RingRef::from_word(web.ring).len
+        ring(&self.tables)
     }
 
     async fn say(&self, verdicts: Vec<Verdict>) {
@@ -166,4 +177,32 @@ async fn health_stays_with_the_server_not_with_the_name() {
     let look = running.steering.look().await.unwrap();
     assert_eq!(look.lingering.len(), 1);
     running.end();
+}
+
+#[test]
+fn verdicts_hold_before_the_tables_are_read() {
+    let config = file(&format!("{}{}", backend(1), backend(2)));
+    let dir = tempfile::tempdir().unwrap();
+    let mut worker = worker(config, Store::beside(&dir.path().join("s")));
+    let tables = worker.tables.clone().unwrap();
+    let (steering, inputs) = SteeringHandle::new();
+    let tell = |name: &str, health| {
+        let verdicts = vec![verdict(name, health)];
+        steering.tell(Input::Verdicts(verdicts)).unwrap();
+    };
+    tell("s1", Health::Up);
+    tell("s2", Health::Up);
+    worker.read(&inputs);
+    worker.round();
+    assert_eq!((usable(&tables), ring(&tables)), (2, 2));
+    // Nothing has to be read, and so nothing is taken ahead of its time.
+    tell("s2", Health::Down);
+    worker.read(&inputs);
+    assert_eq!(usable(&tables), 2);
+    worker.reconciler.resync();
+    worker.read(&inputs);
+    assert_eq!((usable(&tables), ring(&tables)), (1, 2));
+    worker.round();
+    assert_eq!((usable(&tables), ring(&tables)), (1, 1));
+    assert!(inputs.try_recv().is_err());
 }

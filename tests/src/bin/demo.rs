@@ -2,10 +2,14 @@
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use balancer_tests::demo::{self, Options};
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// A signal has come: what fails from now on fails because of it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -15,13 +19,21 @@ fn main() -> ExitCode {
     }
     clean_up_on_signals();
     std::panic::set_hook(Box::new(|panic| {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return;
+        }
         let message = panic.payload_as_str().unwrap_or("for an unknown reason");
         let place = panic
             .location()
             .map_or(String::new(), |at| format!(" ({at})"));
         eprintln!("\nthe demo could not go on: {message}{place}");
     }));
-    match catch_unwind(|| demo::run(&options)) {
+    let result = catch_unwind(|| demo::run(&options));
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        // Whoever cleans up ends the process.
+        std::thread::park();
+    }
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         // What was broken has been printed.
         Ok(false) | Err(_) => ExitCode::FAILURE,
@@ -43,6 +55,7 @@ fn clean_up_on_signals() {
                 _ = terminate.recv() => {}
             }
         });
+        INTERRUPTED.store(true, Ordering::Relaxed);
         eprintln!("\ninterrupted: cleaning up");
         demo::clean_up();
         #[expect(clippy::disallowed_methods, reason = "everything has been taken down")]

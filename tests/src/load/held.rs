@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::{Failure, PATIENCE, block_on};
+use super::{Failure, LONG_PATIENCE, block_on};
 use crate::netns::Netns;
 use crate::process::{BOUND, wait_until};
 
@@ -149,7 +149,7 @@ async fn open(target: SocketAddr) -> (Option<BufReader<TcpStream>>, Kept) {
             None => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
         }
     };
-    match timeout(PATIENCE, opening).await {
+    match timeout(LONG_PATIENCE, opening).await {
         Ok(Ok((reader, name))) => {
             kept.server = Some(name);
             (Some(reader), kept)
@@ -187,7 +187,7 @@ async fn exchange(
             }
             Ok(())
         };
-        let back = timeout(PATIENCE, back).await;
+        let back = timeout(LONG_PATIENCE, back).await;
         back.map_err(|_| Failure::NotAnswered)??;
         *exchanges += 1;
         if last {
@@ -207,6 +207,6 @@ async fn exchange(
             false => Err(io::Error::from(io::ErrorKind::InvalidData)),
         }
     };
-    let end = timeout(PATIENCE, end).await;
+    let end = timeout(LONG_PATIENCE, end).await;
     Ok(end.map_err(|_| Failure::NotAnswered)??)
 }

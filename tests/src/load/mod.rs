@@ -27,6 +27,10 @@ use crate::netns::Netns;
 /// How long a client waits for a connection or an answer.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long one waits who wants to know what is lost, not what is late: time for three
+/// repetitions of a SYN.
+pub const LONG_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a connection asks for.
 #[derive(Clone, Debug)]
 pub enum Ask {
@@ -203,7 +207,7 @@ pub fn sequential_with(
         block_on(async {
             let mut report = Report::default();
             for done in 1..=count {
-                report.attempts.push(attempt(target, ask).await);
+                report.attempts.push(attempt(target, ask, PATIENCE).await);
                 progress(done);
             }
             report
@@ -222,6 +226,11 @@ pub struct Stream {
 impl Stream {
     /// Starts to open `rate` connections per second.
     pub fn start(ns: &Netns, target: SocketAddr, ask: Ask, rate: u32) -> Self {
+        Self::with(ns, target, ask, rate, PATIENCE)
+    }
+
+    /// Like [`start`](Self::start), with another patience than [`PATIENCE`].
+    pub fn with(ns: &Netns, target: SocketAddr, ask: Ask, rate: u32, patience: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let started = Arc::new(AtomicU64::new(0));
         let answered = Arc::new(AtomicU64::new(0));
@@ -239,7 +248,7 @@ impl Stream {
                     begun.fetch_add(1, Ordering::Relaxed);
                     let (sender, ask, done) = (sender.clone(), ask.clone(), done.clone());
                     tokio::spawn(async move {
-                        let attempt = attempt(target, &ask).await;
+                        let attempt = attempt(target, &ask, patience).await;
                         if attempt.outcome.is_ok() {
                             done.fetch_add(1, Ordering::Relaxed);
                         }
@@ -304,10 +313,10 @@ impl Drop for Stream {
 }
 
 /// Makes one connection.
-pub async fn attempt(target: SocketAddr, ask: &Ask) -> Attempt {
+pub async fn attempt(target: SocketAddr, ask: &Ask, patience: Duration) -> Attempt {
     let started = Instant::now();
     let mut local = None;
-    let outcome = converse(target, ask, &mut local).await;
+    let outcome = converse(target, ask, patience, &mut local).await;
     Attempt {
         started,
         took: started.elapsed(),
@@ -319,9 +328,10 @@ pub async fn attempt(target: SocketAddr, ask: &Ask) -> Attempt {
 async fn converse(
     target: SocketAddr,
     ask: &Ask,
+    patience: Duration,
     local: &mut Option<SocketAddr>,
 ) -> Result<String, Failure> {
-    let mut stream = timeout(PATIENCE, TcpStream::connect(target))
+    let mut stream = timeout(patience, TcpStream::connect(target))
         .await
         .map_err(|_| Failure::NotConnected)??;
     *local = stream.local_addr().ok();
@@ -331,7 +341,7 @@ async fn converse(
             Ask::Http(path) => http(&mut stream, target, path).await,
         }
     };
-    let answer = timeout(PATIENCE, answer).await;
+    let answer = timeout(patience, answer).await;
     Ok(answer.map_err(|_| Failure::NotAnswered)??)
 }
 

@@ -3,6 +3,7 @@
 
 mod problems;
 mod random;
+mod refresh;
 mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,7 @@
 use super::*;
 use crate::dataplane::flows;
 use crate::model::Activation;
-use crate::reconcile::{LingeringKind, REST, take_out};
+use crate::reconcile::{LingeringKind, REST, Reading, take_out};
 use common::Be16;
 use common::flow::{Flow4, Meta, flags, key4};
 use std::cell::Cell;
@@ -404,4 +404,41 @@ fn what_came_back_is_not_let_go_later() {
     assert_eq!((r.lingering(), report.next_wakeup), (vec![], None));
     assert_eq!(round(&mut r, &with, &tables, secs(30)).steps, 0);
     check_desired(&tables, &with, true);
+}
+
+#[test]
+fn a_backend_that_is_taken_out_while_the_tables_are_read_stays_out() {
+    let config = two_servers();
+    let up = up(&config);
+    let mut down = up.clone();
+    down.health.insert(name("p", "a"), Health::Down);
+    let (up, down) = (Desired::new(&config, &up), Desired::new(&config, &down));
+    let tables = tables();
+    let mut r = Reconciler::new();
+    settle(&mut r, &up, &tables, &mut secs(0));
+    let slot = r.slot_of(&name("p", "a"), Protocol::Tcp).unwrap();
+    // At one pause, and at a later one with each reading.
+    for at in (0..).step_by(29) {
+        r.resync();
+        assert!(r.must_read());
+        let mut pauses = 0;
+        let reading = Reading::of(&tables, &mut || {
+            if pauses == at {
+                take_out(&tables, slot);
+            }
+            pauses += 1;
+        });
+        r.start_from(reading);
+        assert!(!r.must_read());
+        if pauses <= at {
+            assert!(pauses > 100, "{pauses} pauses are too few");
+            assert_eq!(round(&mut r, &up, &tables, secs(0)).steps, 0);
+            return;
+        }
+        assert_eq!(state_of(&tables, slot) & state::USABLE, 0);
+        round(&mut r, &down, &tables, secs(0));
+        check_desired(&tables, &down, false);
+        round(&mut r, &up, &tables, secs(0));
+        check_desired(&tables, &up, false);
+    }
 }
