@@ -16,6 +16,9 @@ pub fn frontend(
 ) -> Option<(u32, &'static Frontend)> {
     let hash = hash::service(addr, port, proto, seed);
     let (bucket, tag) = hash::index_slot(hash, FRONTEND_INDEX_BUCKETS);
+    if !used(tables.frontend_used(bucket), bucket) {
+        return None;
+    }
     let bucket = tables.frontend_bucket(bucket);
     let mut at = 0;
     while at < INDEX_BUCKET_ENTRIES {
@@ -33,6 +36,9 @@ pub fn frontend(
 pub fn endpoint(tables: Tables, addr: &Addr, port: Be16, proto: u8, seed: u64) -> Option<u32> {
     let hash = hash::service(addr, port, proto, seed);
     let (bucket, tag) = hash::index_slot(hash, ENDPOINT_INDEX_BUCKETS);
+    if !used(tables.endpoint_used(bucket), bucket) {
+        return None;
+    }
     let bucket = tables.endpoint_bucket(bucket);
     let mut at = 0;
     while at < INDEX_BUCKET_ENTRIES {
@@ -43,6 +49,13 @@ pub fn endpoint(tables: Tables, addr: &Addr, port: Be16, proto: u8, seed: u64) -
         }
     }
     None
+}
+
+/// Whether the word of bits says that the bucket has entries.
+#[inline(always)]
+fn used(word: *const u64, bucket: u32) -> bool {
+    // SAFETY: in the map's value.
+    unsafe { word.read_volatile() >> (bucket & 63) & 1 != 0 }
 }
 
 /// The slot of the next entry with this tag; `None` at the first free one.

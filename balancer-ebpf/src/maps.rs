@@ -149,6 +149,20 @@ impl Tables {
         unsafe { &*entry }
     }
 
+    /// The bits of the frontends' index that a bucket's is among.
+    #[inline(always)]
+    pub fn frontend_used(self, bucket: u32) -> *const u64 {
+        let len = limits::FRONTEND_INDEX_BUCKETS / 64;
+        entry!(self, frontend_used, u64, len, bucket / 64)
+    }
+
+    /// The bits of the endpoints' index that a bucket's is among.
+    #[inline(always)]
+    pub fn endpoint_used(self, bucket: u32) -> *const u64 {
+        let len = limits::ENDPOINT_INDEX_BUCKETS / 64;
+        entry!(self, endpoint_used, u64, len, bucket / 64)
+    }
+
     /// A bucket of the frontends' index.
     #[inline(always)]
     pub fn frontend_bucket(self, bucket: u32) -> *const IndexBucket {

@@ -58,6 +58,12 @@ pub struct Forwarding {
     pub devices: [Device; limits::DEVICES as usize],
     /// By slot.
     pub snat_addresses: [SnatAddress; limits::SNAT_ADDRESSES as usize],
+    /// Which buckets of `frontend_index` have entries, a bit for each: small enough to
+    /// stay in the first cache, where the index is not. Most packets that ask it are
+    /// somebody else's.
+    pub frontend_used: [u64; limits::FRONTEND_INDEX_BUCKETS as usize / 64],
+    /// Likewise of `endpoint_index`.
+    pub endpoint_used: [u64; limits::ENDPOINT_INDEX_BUCKETS as usize / 64],
     /// Address, port and protocol to frontend slot.
     pub frontend_index: [IndexBucket; limits::FRONTEND_INDEX_BUCKETS as usize],
     /// By slot.

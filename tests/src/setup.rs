@@ -449,7 +449,7 @@ fn ring_ref(slot: u16, spec: &FrontendSpec) -> RingRef {
 }
 
 fn write_index(
-    index: &balancer_agent::dataplane::mapped::Mapped<IndexBucket>,
+    index: &balancer_agent::dataplane::index::ServiceIndex,
     seed: u64,
     entries: impl Iterator<Item = (u16, (IpAddr, u16, u8))>,
 ) {

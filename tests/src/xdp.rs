@@ -229,8 +229,11 @@ impl Xdp {
         clear(&t.flows6.tags);
         clear(&t.half_open.buckets);
         clear(&t.half_open.tags);
-        clear(&t.frontend_index);
-        clear(&t.endpoint_index);
+        for index in [&t.frontend_index, &t.endpoint_index] {
+            for bucket in 0..index.len() {
+                index.write(bucket, FromZeros::new_zeroed());
+            }
+        }
         for slot in 0..world.frontends.len() as u32 {
             t.cursors.write(slot, Cursor::default());
         }

@@ -124,7 +124,10 @@ fn pinned_sizes_win_over_configured_ones() {
         assert_eq!(second.start, Start::Adopted);
         assert_eq!(second.settings, first.settings);
         assert_eq!(kernel.tables().settings(), first.settings);
-        assert_eq!(kernel.tables().flows4.buckets.len(), first.settings.flow4_mask + 1);
+        assert_eq!(
+            kernel.tables().flows4.buckets.len(),
+            first.settings.flow4_mask + 1
+        );
         let asked = second.sizes_ignored.expect("the difference is told");
         assert!(asked.flow4_mask > first.settings.flow4_mask);
         assert_eq!(second.warnings().len(), 1);

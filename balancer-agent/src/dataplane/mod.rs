@@ -6,6 +6,7 @@
 
 pub mod counters;
 pub mod flows;
+pub mod index;
 pub mod kernel;
 pub mod mapped;
 pub mod object;
@@ -17,10 +18,11 @@ use std::sync::Arc;
 use common::flow::{Bucket, Flow4, Flow6, Tags};
 use common::limits;
 use common::tables::{
-    self, Backend, Cursor, Device, Endpoint, Forwarding, Frontend, Header, IndexBucket, RingChunk,
-    Settings, SnatAddress, SnatPort, names,
+    self, Backend, Cursor, Device, Endpoint, Forwarding, Frontend, Header, RingChunk, Settings,
+    SnatAddress, SnatPort, names,
 };
 use counters::Counters;
+use index::ServiceIndex;
 use mapped::{Mapped, Memory};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -32,7 +34,7 @@ pub struct Tables {
     /// By slot.
     pub frontends: Mapped<Frontend>,
     /// See [`common::tables::index_entry`].
-    pub frontend_index: Mapped<IndexBucket>,
+    pub frontend_index: ServiceIndex,
     /// By frontend slot.
     pub cursors: Mapped<Cursor>,
     /// All rings.
@@ -42,7 +44,7 @@ pub struct Tables {
     /// By slot.
     pub endpoints: Mapped<Endpoint>,
     /// See [`common::tables::index_entry`].
-    pub endpoint_index: Mapped<IndexBucket>,
+    pub endpoint_index: ServiceIndex,
     /// By interface index modulo the table's length.
     pub devices: Mapped<Device>,
     /// By slot.
@@ -137,6 +139,11 @@ impl Tables {
                 Mapped::part(&forwarding, offset_of!(Forwarding, $field), $len)
             };
         }
+        macro_rules! index {
+            ($buckets:ident, $used:ident, $len:expr) => {
+                ServiceIndex::new(part!($buckets, $len), part!($used, $len / 64))
+            };
+        }
         macro_rules! whole {
             ($name:expr, $entry:ty, $len:expr) => {
                 Mapped::part(
@@ -158,12 +165,20 @@ impl Tables {
         Ok(Self {
             header: whole!(names::HEADER, Header, 1),
             frontends: part!(frontends, limits::FRONTENDS),
-            frontend_index: part!(frontend_index, limits::FRONTEND_INDEX_BUCKETS),
+            frontend_index: index!(
+                frontend_index,
+                frontend_used,
+                limits::FRONTEND_INDEX_BUCKETS
+            ),
             cursors: part!(cursors, limits::FRONTENDS),
             rings: part!(rings, limits::RING_CHUNKS),
             backends: part!(backends, limits::BACKENDS),
             endpoints: part!(endpoints, limits::ENDPOINTS),
-            endpoint_index: part!(endpoint_index, limits::ENDPOINT_INDEX_BUCKETS),
+            endpoint_index: index!(
+                endpoint_index,
+                endpoint_used,
+                limits::ENDPOINT_INDEX_BUCKETS
+            ),
             devices: part!(devices, limits::DEVICES),
             snat_addresses: part!(snat_addresses, limits::SNAT_ADDRESSES),
             snat_ports: whole!(names::SNAT_PORTS, SnatPort, ports),

@@ -5,7 +5,7 @@
 use std::mem::offset_of;
 use std::sync::atomic::{Ordering, fence};
 
-use common::tables::{Backend, Frontend, Hop, IndexBucket, RingRef, SnatAddress, state};
+use common::tables::{Backend, Frontend, Hop, RingRef, SnatAddress, state};
 use zerocopy::IntoBytes;
 
 use super::step::{Index, Step};
@@ -27,9 +27,7 @@ pub fn apply(step: &Step, tables: &Tables) {
                 Index::Frontends => &tables.frontend_index,
                 Index::Endpoints => &tables.endpoint_index,
             };
-            let offset = usize::from(*position) * size_of::<u32>();
-            debug_assert!(offset < size_of::<IndexBucket>());
-            table.store_u32(*bucket, offset, *entry);
+            table.put(*bucket, *position, *entry);
         }
         Step::Backend { slot, entry } => tables.backends.write(u32::from(*slot), **entry),
         Step::Hop { slot, which, hop } => {

@@ -16,6 +16,7 @@ use common::{Addr, Be16, hash};
 use super::apply::{put_state, state_of};
 use super::step::{Index, Step};
 use crate::dataplane::Tables;
+use crate::dataplane::index::ServiceIndex;
 
 /// Address, port and protocol number.
 pub(super) type Service = (Addr, Be16, u8);
@@ -228,10 +229,7 @@ impl Observed {
         self.index(index).read(bucket).0
     }
 
-    fn index(
-        &self,
-        index: Index,
-    ) -> &crate::dataplane::mapped::Mapped<common::tables::IndexBucket> {
+    fn index(&self, index: Index) -> &ServiceIndex {
         match index {
             Index::Frontends => &self.image.frontend_index,
             Index::Endpoints => &self.image.endpoint_index,

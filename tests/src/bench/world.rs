@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
-use balancer_agent::dataplane::mapped::Mapped;
+use balancer_agent::dataplane::index::ServiceIndex;
 use balancer_agent::dataplane::{FlowTable, Tables};
 use balancer_ebpf::plan::Plan;
 use common::flow::{Bucket, Entry, Flow4, Flow6, Meta, ReturnPath, flags, key4, key6};
@@ -13,8 +13,8 @@ use common::limits::{
     INDEX_BUCKET_ENTRIES,
 };
 use common::tables::{
-    Backend, Device, Endpoint, Frontend, Hop, IndexBucket, RingChunk, RingRef, frontend_flags,
-    index_entry, state,
+    Backend, Device, Endpoint, Frontend, Hop, RingChunk, RingRef, frontend_flags, index_entry,
+    state,
 };
 use common::{Addr, Be16, checksum, hash};
 
@@ -180,7 +180,7 @@ fn install_backend(tables: &Tables, slot: u16, server: (Addr, Be16), hop: Hop, s
 
 const GENERATION: u8 = 1;
 
-fn insert(index: &Mapped<IndexBucket>, bucket: u32, tag: u16, slot: u16) {
+fn insert(index: &ServiceIndex, bucket: u32, tag: u16, slot: u16) {
     let mut entries = index.read(bucket);
     let free = entries.0.iter().position(|e| *e == 0);
     entries.0[free.expect("a free entry among INDEX_BUCKET_ENTRIES")] = index_entry(tag, slot);

@@ -327,6 +327,8 @@ impl Running {
         let mut maps = Maps::open(&pins, settings, cpus).map_err(|what| instance.damaged(what))?;
         let tables = Arc::new(maps.tables(settings, cpus)?);
         // No other agent runs, and we have not begun.
+        tables.frontend_index.mend();
+        tables.endpoint_index.mend();
         let recovered = flows::recover(&tables);
         if recovered > 0 {
             tracing::info!(recovered, "freed entries that a killed agent was removing");
