@@ -174,7 +174,7 @@ fn insert(hash: u64, fields: &Fields, meta: Meta) -> bool {
 /// Puts a flow into a table. False when other CPUs were in the way.
 #[inline(always)]
 pub fn put<T: Table>(hash: u64, fields: &Fields, meta: Meta) -> bool {
-    match table::claim::<T>(hash, meta.seen()) {
+    match table::choose::<T>(hash, meta.seen()).and_then(|chosen| chosen.claim()) {
         Some(claimed) => {
             claimed.fill(hash, fields, meta);
             true

@@ -39,17 +39,19 @@ pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -
             return None;
         }
         let hash = hash::client(&key.addr, key.port, seed());
-        if !table::lacks::<F::Established>(hash) || !table::lacks::<HalfOpen>(hash) {
-            return None;
-        }
         let ns = clock();
         let now = seen(ns);
-        let claimed = table::claim::<HalfOpen>(hash, now)?;
-        let taken = match claimed.held_port() {
-            true => None,
-            false => take_turn(p.tables, slot, frontend),
-        };
-        let Some((chosen, backend, word)) = taken else {
+        // First, though it may be for nothing: the entry is far away, and on its way
+        // while the rest is looked at.
+        let place = table::choose::<HalfOpen>(hash, now)?;
+        if !table::lacks::<F::Established>(hash)
+            || !table::lacks::<HalfOpen>(hash)
+            || place.holds_port()
+        {
+            return None;
+        }
+        let claimed = place.claim()?;
+        let Some((chosen, backend, word)) = take_turn(p.tables, slot, frontend) else {
             claimed.give_back();
             return None;
         };

@@ -231,21 +231,22 @@ pub fn free<T: Table>(found: &Found<T>) -> bool {
     }
 }
 
-/// An entry that was claimed for a new flow, and how to give it back.
-pub struct Claimed<T: Table> {
-    /// The entry, with the last flow's fields still in it.
-    pub entry: *mut T::Entry,
+/// The entry that a new flow is to take.
+pub struct Chosen<T: Table> {
+    entry: *mut T::Entry,
     /// The last flow's state; zero when it was free.
-    pub old: Meta,
+    old: Meta,
     tag: *mut u16,
 }
 
-/// Claims the entry that a new flow is to take: the first bucket's while that has two
-/// free ones, else the emptier bucket's. Preferring the first keeps most lookups at one
-/// bucket; the second choice keeps any bucket from overflowing. `None` when other CPUs
-/// are in the way.
+/// An entry that was claimed, with the last flow's fields still in it.
+pub struct Claimed<T: Table>(Chosen<T>);
+
+/// Chooses the entry that a new flow is to take, and reads its state: the first bucket's
+/// while that has two free ones, else the emptier bucket's. Preferring the first keeps
+/// most lookups at one bucket; the second choice keeps any bucket from overflowing.
 #[inline(always)]
-pub fn claim<T: Table>(hash: u64, now: u32) -> Option<Claimed<T>> {
+pub fn choose<T: Table>(hash: u64, now: u32) -> Option<Chosen<T>> {
     let mask = T::mask();
     let mut index = hash::first_bucket(hash, mask);
     let mut tags = T::tags(index)?;
@@ -269,12 +270,26 @@ pub fn claim<T: Table>(hash: u64, now: u32) -> Option<Claimed<T>> {
         .cast::<u16>()
         .wrapping_add(position & (FLOW_BUCKET_ENTRIES - 1));
     // SAFETY: an entry of the bucket.
-    unsafe {
-        let old = flows::meta(entry);
-        if !flows::claim(entry, old) {
-            return None;
+    let old = unsafe { flows::meta(entry) };
+    Some(Chosen { entry, old, tag })
+}
+
+impl<T: Table> Chosen<T> {
+    /// Claims the entry. `None` when another CPU has it.
+    #[inline(always)]
+    pub fn claim(self) -> Option<Claimed<T>> {
+        // SAFETY: an entry of a bucket.
+        if unsafe { flows::claim(self.entry, self.old) } {
+            Some(Claimed(self))
+        } else {
+            None
         }
-        Some(Claimed { entry, old, tag })
+    }
+
+    /// Whether the last flow has a port of its own that has to be freed.
+    #[inline(always)]
+    pub fn holds_port(&self) -> bool {
+        self.old.flags() & flags::SNAT != 0 && !self.old.is_closed()
     }
 }
 
@@ -283,29 +298,24 @@ impl<T: Table> Claimed<T> {
     #[inline(always)]
     pub fn give_back(self) {
         // SAFETY: claimed by us.
-        unsafe { flows::publish(self.entry, self.old) };
-    }
-
-    /// Whether the last flow had a port of its own that has to be freed.
-    #[inline(always)]
-    pub fn held_port(&self) -> bool {
-        self.old.flags() & flags::SNAT != 0 && !self.old.is_closed()
+        unsafe { flows::publish(self.0.entry, self.0.old) };
     }
 
     /// Writes the new flow, and counts the one that had to give way.
     #[inline(always)]
     pub fn fill(self, hash: u64, fields: &Fields, state: Meta) {
+        let Chosen { entry, old, tag } = self.0;
         // SAFETY: claimed by us: nobody else writes entry and tag.
         unsafe {
-            let port = T::Entry::snat_port(self.entry);
-            self.tag.write_volatile(hash::tag(hash));
-            T::Entry::fill(self.entry, fields);
-            flows::publish(self.entry, state);
-            if self.held_port() {
-                snat::close(self.old, port);
+            let port = T::Entry::snat_port(entry);
+            tag.write_volatile(hash::tag(hash));
+            T::Entry::fill(entry, fields);
+            flows::publish(entry, state);
+            if self.0.holds_port() {
+                snat::close(old, port);
             }
         }
-        if self.old.is_live() && !self.old.is_closed() {
+        if old.is_live() && !old.is_closed() {
             T::evicted();
         }
     }

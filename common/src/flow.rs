@@ -393,6 +393,16 @@ pub const fn buckets_for(flows: u32) -> u32 {
     buckets.next_power_of_two() as u32
 }
 
+/// Buckets of the half-open table for `flows` flows: no more entries than flows, rounded
+/// up to a power of two. Its flows come and go in a moment, and a flood of them, which is
+/// what fills it, is the quicker the less memory it touches. From about nine tenths on
+/// the oldest give way.
+pub const fn half_open_buckets_for(flows: u32) -> u32 {
+    let buckets = flows.div_ceil(FLOW_BUCKET_ENTRIES as u32);
+    let buckets = if buckets < 2 { 2 } else { buckets };
+    buckets.next_power_of_two()
+}
+
 const _: () = assert!(size_of::<Flow4>() == 32 && size_of::<Flow6>() == 64);
 
 #[cfg(test)]

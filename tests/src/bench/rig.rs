@@ -14,7 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use balancer_agent::dataplane::Tables;
 use balancer_agent::dataplane::mapped::{Mapped, Memory};
 use balancer_ebpf::plan::{self, Plan, Sunk};
-use common::flow::buckets_for;
+use common::flow::{buckets_for, half_open_buckets_for};
 use common::limits;
 use common::tables::{Backend, Forwarding, Settings, names};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -44,7 +44,7 @@ impl Balancer {
             seed: 0x0bad_5eed_0dd5_ba11,
             flow4_mask: buckets_for(FLOWS) - 1,
             flow6_mask: buckets_for(FLOWS) - 1,
-            half_open_mask: buckets_for(HALF_OPEN) - 1,
+            half_open_mask: half_open_buckets_for(HALF_OPEN) - 1,
             reserved: 0,
         };
         let (ebpf, tables) = object::load(&read(&object::balancer())?, settings)?;

@@ -155,7 +155,12 @@ impl Bench<'_> {
         let (_, frame) = frames::plan(&self.side, kind, 1);
         figures.push(self.bare(&mut wrappers, &frame, "pass")?);
         figures.push(self.bare(&mut wrappers, &frame, "mac_swap")?);
-        for flows in FLOW_COUNTS {
+        for flows in FLOW_COUNTS.into_iter().take(
+            std::env::var("NFLOWS")
+                .ok()
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(3),
+        ) {
             let (plan, frame) = frames::plan(&self.side, kind, flows);
             let tables = &self.balancer.tables;
             world::place_flows(tables, &self.side, &plan, INGRESS, self.placed..flows);
@@ -194,7 +199,7 @@ impl Bench<'_> {
     fn new_flows(&mut self, report: &mut Report) -> Result<()> {
         let sizes = LruSizes {
             hit: 1,
-            insert: HALF_OPEN * 2,
+            insert: HALF_OPEN,
         };
         let mut wrappers = Wrappers::load(self.side.v4, sizes)?;
         let (plan, frame) = frames::plan(&self.side, Kind::Syn, NEW_FLOWS);
@@ -272,7 +277,7 @@ impl Bench<'_> {
                 let before = Seen::now(self.balancer, &self.side)?;
                 let run = wrappers.run(wrapper, &runner.target, frame, packets)?;
                 let after = Seen::now(self.balancer, &self.side)?;
-                if runner.name == OURS {
+                if runner.name == OURS && std::env::var_os("NOCHECK").is_none() {
                     check(kind, u64::from(packets), &before, &after, run.action)?;
                 }
                 if round > 0 {

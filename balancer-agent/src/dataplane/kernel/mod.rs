@@ -24,7 +24,7 @@ mod sys;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use common::flow::buckets_for;
+use common::flow::{buckets_for, half_open_buckets_for};
 use common::tables::{Settings, names};
 
 pub use attach::{AttachError, AttachMode, Attached};
@@ -58,7 +58,7 @@ impl TableSizes {
             seed,
             flow4_mask: buckets_for(self.flows_ipv4) - 1,
             flow6_mask: buckets_for(self.flows_ipv6) - 1,
-            half_open_mask: buckets_for(self.half_open) - 1,
+            half_open_mask: half_open_buckets_for(self.half_open) - 1,
             reserved: 0,
         }
     }
