@@ -15,29 +15,30 @@ use crate::frame::{Frame, load, store};
 use crate::index;
 use crate::maps::{Tables, seed};
 use crate::parse::{ETH_IPV4, ETH_IPV6, proto, tcp};
-use crate::steer::{self, Family, V4, V6, clock, owner_in, seen};
+use crate::steer::{self, Family, V4, V6, clock, seen};
 use crate::syn;
 use crate::table::{self, Found, Table};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::XdpContext;
 use common::counters::Reason;
-use common::flow::{SEEN_STEP, flags};
+use common::flow::{Meta, SEEN_STEP, flags};
 use common::limits::DEVICES;
-use common::tables::{Backend, Frontend, Hop, VLAN_KEEP, state};
+use common::tables::{Backend, Frontend, Hop, state};
 use common::{Addr, Be16, checksum, hash};
 
 /// Bytes of the Ethernet header.
 const ETH: usize = 14;
 
-/// Decides over a plain packet; `None` leaves it to `steer`.
+/// Decides over a plain packet; `None` leaves it to `steer`. There must be room for a TCP
+/// header: datagrams shorter than that are rare, and padded by most drivers.
 #[inline(always)]
 pub fn packet(ctx: &XdpContext) -> Option<Verdict> {
     let frame = forward::frame(ctx);
-    let eth = frame.at(0, ETH)?;
+    let eth = frame.at(0, ETH + 20 + 20)?;
     // SAFETY: within the 14 bytes.
     match unsafe { load::<u16>(eth + 12) } {
         ETH_IPV4 => plain::<V4>(ctx, &frame, eth),
-        ETH_IPV6 => plain::<V6>(ctx, &frame, eth),
+        ETH_IPV6 => plain::<V6>(ctx, &frame, frame.at(0, ETH + 40 + 20)?),
         _ => None,
     }
 }
@@ -95,9 +96,7 @@ pub struct Plain<'a> {
 
 #[inline(always)]
 fn plain<F: Family>(ctx: &XdpContext, frame: &Frame, eth: usize) -> Option<Verdict> {
-    // Room for a TCP header behind it. Datagrams shorter than that are rare, and
-    // padded by most drivers.
-    let ip = frame.at(ETH, header::<F>() + 20)?;
+    let ip = eth + ETH;
     let l4 = ip + header::<F>();
     // SAFETY: all within the bytes of the two headers.
     unsafe {
@@ -230,22 +229,6 @@ impl Plain<'_> {
     }
 }
 
-/// A backend's hop if it can be used for an untagged frame as it is.
-///
-/// # Safety
-/// `backend` must be of the tables.
-#[inline(always)]
-pub unsafe fn plain_hop(backend: *const Backend, word: u32) -> Option<*const Hop> {
-    // SAFETY: by the caller.
-    unsafe {
-        let hop = forward::hop(backend, word);
-        if (*hop).vlan_count != VLAN_KEEP && (*hop).vlan_count != 0 {
-            return None;
-        }
-        Some(hop)
-    }
-}
-
 /// # Safety
 /// The headers must have been checked, as all here.
 #[inline(always)]
@@ -255,6 +238,24 @@ unsafe fn write_macs(eth: usize, words: [u32; 3]) {
         store(eth, words[0]);
         store(eth + 4, words[1]);
         store(eth + 8, words[2]);
+    }
+}
+
+/// The backend of a flow, with its state: still the one that the flow was made for, with
+/// what is `needed`, and not stopped.
+#[inline(always)]
+fn owner(tables: Tables, meta: Meta, needed: u32) -> Option<(*const Backend, u32)> {
+    const GENERATION: u32 = 0xff << state::GENERATION_SHIFT;
+    let backend = tables.backend(meta.backend() as u32);
+    // SAFETY: in the map's value.
+    let word = unsafe { (&raw const (*backend).state).read_volatile() };
+    let needed = needed | state::PRESENT;
+    // The generation is the third byte of a flow's state, and the fourth of a backend's.
+    let want = needed | ((meta.0 << 8) as u32 & GENERATION);
+    if word & (GENERATION | state::STOPPED | needed) == want {
+        Some((backend, word))
+    } else {
+        None
     }
 }
 
@@ -276,18 +277,12 @@ unsafe fn forward<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -> O
         let key = p.client::<F>(slot);
         let hash = hash::client(&key.addr, key.port, seed());
         let found = find::<F::Established>(hash, &key, By::FRONTEND)?;
-        let (backend, word) = owner_in(p.tables, found.meta)?;
-        let needed = state::HOP_VALID
-            | if p.proto == proto::UDP {
-                state::USABLE
-            } else {
-                0
-            };
-        let unusual = flags::SNAT | flags::VLAN_MASK;
-        if word & (needed | state::STOPPED) != needed || found.meta.flags() & unusual != 0 {
+        let usable = (p.proto == proto::UDP) as u32 * state::USABLE;
+        let (backend, word) = owner(p.tables, found.meta, state::HOP_PLAIN | usable)?;
+        if found.meta.flags() & (flags::SNAT | flags::VLAN_MASK) != 0 {
             return None;
         }
-        let hop = plain_hop(backend, word)?;
+        let hop = forward::hop(backend, word);
         // The same way as the flow's packets before?
         let path = <F::Established as Table>::Entry::path(found.entry) as usize;
         let device = (load::<u16>(p.eth + 10) as u32) | (p.ingress() % DEVICES) << 16;
@@ -313,8 +308,8 @@ unsafe fn reply<F: Family>(p: &Plain<'_>, endpoint: u16) -> Option<Verdict> {
         };
         let hash = hash::client(&key.addr, key.port, seed());
         let found = find::<F::Established>(hash, &key, By::endpoint(endpoint))?;
-        let (backend, word) = owner_in(p.tables, found.meta)?;
-        if word & state::STOPPED != 0 || found.meta.flags() & flags::VLAN_MASK != 0 {
+        let (backend, _) = owner(p.tables, found.meta, 0)?;
+        if found.meta.flags() & flags::VLAN_MASK != 0 {
             return None;
         }
         let slot = <F::Established as Table>::Entry::frontend(found.entry) as u32;

@@ -181,13 +181,7 @@ pub fn icmp_proto<F: Family>() -> u8 {
 /// the flow was made for.
 #[inline(always)]
 pub fn owner(meta: Meta) -> Option<(*const Backend, u32)> {
-    owner_in(Tables::new()?, meta)
-}
-
-/// The same, with the tables at hand.
-#[inline(always)]
-pub fn owner_in(tables: Tables, meta: Meta) -> Option<(*const Backend, u32)> {
-    let backend = tables.backend(meta.backend() as u32);
+    let backend = Tables::new()?.backend(meta.backend() as u32);
     // SAFETY: in the map's value.
     let word = unsafe { (&raw const (*backend).state).read_volatile() };
     let current =

@@ -7,7 +7,7 @@
 
 use crate::atomic;
 use crate::count::{count, on_both};
-use crate::fast::{Plain, plain_hop};
+use crate::fast::Plain;
 use crate::flows::Fields;
 use crate::forward;
 use crate::frame::load;
@@ -110,11 +110,10 @@ unsafe fn take_turn(
         let chosen = slots.add((at % RING_CHUNK_SLOTS) as usize).read_volatile();
         let backend = tables.backend(chosen);
         let word = (&raw const (*backend).state).read_volatile();
-        let needed = state::PRESENT | state::USABLE | state::HOP_VALID;
+        let needed = state::PRESENT | state::USABLE | state::HOP_PLAIN;
         if word & (needed | state::STOPPED) != needed {
             return None;
         }
-        plain_hop(backend, word)?;
         if !atomic::compare_exchange(cursor, position, position + 1) {
             return None;
         }

@@ -245,6 +245,8 @@ pub mod state {
     pub const HOP_SLOT: u32 = 1 << 4;
     /// Passive signs are wanted as events.
     pub const WATCHED: u32 = 1 << 5;
+    /// That hop sends an untagged frame without a tag, as most do.
+    pub const HOP_PLAIN: u32 = 1 << 6;
     /// First bit of the slot's generation (8 bits).
     pub const GENERATION_SHIFT: u32 = 24;
 }
@@ -282,6 +284,16 @@ pub struct Hop {
     pub tci: [Be16; 2],
     /// Destination and source address in the order of the Ethernet header.
     pub macs: [u8; 12],
+}
+
+impl Hop {
+    /// The bits of [`Backend::state`] that say that there is this hop.
+    pub const fn bits(&self) -> u32 {
+        match self.vlan_count {
+            0 | VLAN_KEEP => state::HOP_VALID | state::HOP_PLAIN,
+            _ => state::HOP_VALID,
+        }
+    }
 }
 
 /// One backend.

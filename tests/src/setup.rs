@@ -410,7 +410,7 @@ impl World {
             (spec.usable, state::USABLE),
             (spec.stopped, state::STOPPED),
             (spec.watched, state::WATCHED),
-            (spec.hop.is_some(), state::HOP_VALID),
+            (true, spec.hop.as_ref().map_or(0, Hop::bits)),
             (slot % 2 == 1, state::HOP_SLOT),
         ] {
             if set {

@@ -108,11 +108,7 @@ impl Planner<'_> {
             slot,
             entry: Box::new(entry),
         });
-        let hop = if wanted.hop.is_some() {
-            state::HOP_VALID
-        } else {
-            0
-        };
+        let hop = wanted.hop.map_or(0, |hop| hop.bits());
         let state = generation | flags(wanted) | hop;
         self.step(Step::State { slot, state });
         self.have.backends.insert(key, slot);
@@ -143,10 +139,7 @@ impl Planner<'_> {
             return now;
         };
         let which = usize::from(now != 0);
-        let (now_bits, other_bits) = (
-            state::HOP_VALID | now,
-            state::HOP_VALID | now ^ state::HOP_SLOT,
-        );
+        let (now_bits, other_bits) = (hop.bits() | now, hop.bits() | now ^ state::HOP_SLOT);
         if entry.hops[which] == hop {
             return now_bits;
         }

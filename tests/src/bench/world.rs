@@ -152,7 +152,7 @@ fn install_backend(tables: &Tables, slot: u16, server: (Addr, Be16), hop: Hop, s
             proto: TCP,
             state: state::PRESENT
                 | state::USABLE
-                | state::HOP_VALID
+                | hop.bits()
                 | u32::from(GENERATION) << state::GENERATION_SHIFT,
             sum_endpoint,
             sum_addr,
