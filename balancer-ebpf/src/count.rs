@@ -57,12 +57,20 @@ pub fn traffic_out(frontend: u32, backend: u32, bytes: u64) {
     }
 }
 
-/// Changes this CPU's counts of a frontend and a backend.
+/// Changes this CPU's counts of a frontend and a backend, and adds to reasons.
 #[inline(always)]
-pub fn on_both(frontend: u32, backend: u32, change: impl Fn(&mut Traffic)) {
+pub fn on_both<const N: usize>(
+    frontend: u32,
+    backend: u32,
+    reasons: [(Reason, u64); N],
+    change: impl Fn(&mut Traffic),
+) {
     if let Some(counters) = counters() {
         // SAFETY: this CPU's own values.
         unsafe {
+            for (reason, n) in reasons {
+                (*counters).reasons[reason as usize] += n;
+            }
             change(&mut *frontend_of(counters, frontend));
             change(&mut *backend_of(counters, backend));
         }

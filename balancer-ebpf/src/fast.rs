@@ -146,7 +146,16 @@ fn plain<F: Family>(ctx: &XdpContext, frame: &Frame, eth: usize) -> Option<Verdi
             ip,
             proto,
         };
-        let dport = Be16(load(l4 + 2));
+        let (sport, dport) = (Be16(load(l4)), Be16(load(l4 + 2)));
+        // From the lower port: a reply, most likely, and one that has a flow is one even
+        // when it goes to a frontend. It is spared the other index.
+        if sport.host() < dport.host()
+            && p.kind::<F>() == tcp::ACK
+            && let Some(slot) = index::endpoint(tables, &src::<F>(ip), sport, proto, seed())
+            && let Some(verdict) = reply::<F>(&p, slot as u16)
+        {
+            return Some(verdict);
+        }
         if let Some((slot, frontend)) = index::frontend(tables, &dst::<F>(ip), dport, proto, seed())
         {
             return match p.kind::<F>() {
@@ -155,7 +164,6 @@ fn plain<F: Family>(ctx: &XdpContext, frame: &Frame, eth: usize) -> Option<Verdi
                 _ => None,
             };
         }
-        let sport = Be16(load(l4));
         if let Some(slot) = index::endpoint(tables, &src::<F>(ip), sport, proto, seed()) {
             return match p.kind::<F>() {
                 tcp::ACK => reply::<F>(&p, slot as u16),
@@ -202,7 +210,7 @@ impl Plain<'_> {
         }
     }
 
-    /// Where the packet came in.
+    /// Where the packet came in: three loads, one behind the other.
     #[inline(always)]
     pub fn ingress(&self) -> u32 {
         // SAFETY: the context is the kernel's.
@@ -219,12 +227,13 @@ impl Plain<'_> {
         frontend: &Frontend,
         backend: *const Backend,
         hop: *const Hop,
+        ingress: u32,
     ) -> Verdict {
         // SAFETY: by the caller.
         unsafe {
             rewrite::<F, true>(self.ip, self.proto, backend, frontend);
             write_macs(self.eth, forward::hop_macs(hop));
-            steer::out(self.tables, self.ingress(), (*hop).ifindex)
+            steer::out(self.tables, ingress, (*hop).ifindex)
         }
     }
 }
@@ -285,13 +294,14 @@ unsafe fn forward<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -> O
         let hop = forward::hop(backend, word);
         // The same way as the flow's packets before?
         let path = <F::Established as Table>::Entry::path(found.entry) as usize;
-        let device = (load::<u16>(p.eth + 10) as u32) | (p.ingress() % DEVICES) << 16;
+        let ingress = p.ingress();
+        let device = (load::<u16>(p.eth + 10) as u32) | (ingress % DEVICES) << 16;
         if load::<u32>(p.eth + 6) != load::<u32>(path) || device != load::<u32>(path + 4) {
             return None;
         }
         touch(&found);
         traffic_in(slot, found.meta.backend() as u32, p.frame.len() as u64);
-        Some(p.send::<F>(frontend, backend, hop))
+        Some(p.send::<F>(frontend, backend, hop, ingress))
     }
 }
 

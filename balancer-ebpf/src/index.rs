@@ -20,6 +20,12 @@ pub fn frontend(
         return None;
     }
     let bucket = tables.frontend_bucket(bucket);
+    // Most buckets have one entry: that is worth a way of its own.
+    let slot = first(bucket, tag);
+    let entry = tables.frontend(slot);
+    if slot != NONE && is(&entry.addr, entry.port, entry.proto, addr, port, proto) {
+        return Some((slot, entry));
+    }
     let mut at = 0;
     while at < INDEX_BUCKET_ENTRIES {
         let slot = next(bucket, tag, &mut at)?;
@@ -40,6 +46,11 @@ pub fn endpoint(tables: Tables, addr: &Addr, port: Be16, proto: u8, seed: u64) -
         return None;
     }
     let bucket = tables.endpoint_bucket(bucket);
+    let slot = first(bucket, tag);
+    let entry = tables.endpoint(slot);
+    if slot != NONE && is(&entry.addr, entry.port, entry.proto, addr, port, proto) {
+        return Some(slot);
+    }
     let mut at = 0;
     while at < INDEX_BUCKET_ENTRIES {
         let slot = next(bucket, tag, &mut at)?;
@@ -66,6 +77,20 @@ fn is(have: &Addr, have_port: Be16, have_proto: u8, addr: &Addr, port: Be16, pro
 fn used(word: *const u64, bucket: u32) -> bool {
     // SAFETY: in the map's value.
     unsafe { word.read_volatile() >> (bucket & 63) & 1 != 0 }
+}
+
+const NONE: u32 = u32::MAX;
+
+/// The slot of a bucket's first entry if it has this tag, else [`NONE`].
+#[inline(always)]
+fn first(bucket: *const IndexBucket, tag: u16) -> u32 {
+    // SAFETY: in the map's value.
+    let entry = unsafe { (&raw const (*bucket).0[0]).read_volatile() };
+    if (entry >> 16) as u16 == tag {
+        (entry & 0xffff).wrapping_sub(1)
+    } else {
+        NONE
+    }
 }
 
 /// The slot of the next entry with this tag; `None` at the first free one.

@@ -290,8 +290,8 @@ fn establish<F: Family>(found: &Found<HalfOpen>, key: &Key, hash: u64, state: Me
         return;
     }
     table::free(found);
-    count(Reason::FlowEstablished);
-    on_both(key.frontend as u32, state.backend() as u32, |t| {
+    let reason = [(Reason::FlowEstablished, 1)];
+    on_both(key.frontend as u32, state.backend() as u32, reason, |t| {
         t.established += 1;
     });
 }

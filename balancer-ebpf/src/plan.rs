@@ -20,8 +20,8 @@ pub const LRU_NEW: [&str; 2] = ["LRU_NEW4", "LRU_NEW6"];
 
 /// Flows that share a client address: each has a port of its own.
 pub const PORTS: u64 = 256;
-/// Port of an address' first flow.
-pub const FIRST_PORT: u16 = 1024;
+/// Port of an address' first flow: among those that clients take.
+pub const FIRST_PORT: u16 = 40_000;
 
 /// The packet to restore, and the flows to walk over.
 #[repr(C)]

@@ -92,8 +92,7 @@ pub fn new_flow<F: Family>(
         note(Reason::FlowTableBusy);
         return Verdict::DROP;
     }
-    count(Reason::FlowNew);
-    on_both(slot, chosen, |t| t.flows += 1);
+    on_both(slot, chosen, [(Reason::FlowNew, 1)], |t| t.flows += 1);
     send::<F>(ctx, p, slot, meta, snat_port)
 }
 
@@ -125,7 +124,7 @@ pub fn choose<F: Family>(slot: u32, frontend: &Frontend, key: &Key, hash: u64) -
         // round robin exact, and only new flows pay for it.
         // SAFETY: in the map's value, and only used by atomics here.
         let position = unsafe { atomic::count_up(&raw mut (*cursor).position) };
-        let at = (position % ring.len as u64) as u32;
+        let at = ring.at(position);
         let chunk = tables.chunk(ring.chunk + at / RING_CHUNK_SLOTS);
         // SAFETY: within the chunk.
         let chosen = unsafe {
@@ -176,7 +175,9 @@ fn insert(hash: u64, fields: &Fields, meta: Meta) -> bool {
 pub fn put<T: Table>(hash: u64, fields: &Fields, meta: Meta) -> bool {
     match table::choose::<T>(hash, meta.seen()).and_then(|chosen| chosen.claim()) {
         Some(claimed) => {
-            claimed.fill(hash, fields, meta);
+            if claimed.fill(hash, fields, meta) {
+                T::evicted();
+            }
             true
         }
         None => false,

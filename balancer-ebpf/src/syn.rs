@@ -6,7 +6,7 @@
 //! It reads the tags of four buckets, and writes one entry.
 
 use crate::atomic;
-use crate::count::{count, on_both};
+use crate::count::on_both;
 use crate::fast::Plain;
 use crate::flows::Fields;
 use crate::forward;
@@ -56,11 +56,12 @@ pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -
             return None;
         };
         let hop = forward::hop(backend, word);
+        let ingress = p.ingress();
         let fields = Fields {
             key,
             path: ReturnPath {
                 mac: load(p.eth + 6),
-                device: (p.ingress() % DEVICES) as u16,
+                device: (ingress % DEVICES) as u16,
                 tci: [Be16(0); 2],
             },
             snat_port: Be16(0),
@@ -68,19 +69,22 @@ pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -
             born: (ns >> BORN_SHIFT) as u32,
         };
         let generation = (word >> state::GENERATION_SHIFT) as u8;
-        claimed.fill(
+        let evicted = claimed.fill(
             hash,
             &fields,
             Meta::new(chosen as u16, generation, flags::VALID, now),
         );
-        count(Reason::FlowNew);
+        let reasons = [
+            (Reason::FlowNew, 1),
+            (Reason::HalfOpenEvicted, evicted as u64),
+        ];
         let bytes = p.frame.len() as u64;
-        on_both(slot, chosen, |t| {
+        on_both(slot, chosen, reasons, |t| {
             t.flows += 1;
             t.packets_in += 1;
             t.bytes_in += bytes;
         });
-        Some(p.send::<F>(frontend, backend, hop))
+        Some(p.send::<F>(frontend, backend, hop, ingress))
     }
 }
 
@@ -104,7 +108,7 @@ unsafe fn take_turn(
         }
         let cursor = &raw mut (*tables.cursor(slot)).position;
         let position = cursor.read_volatile();
-        let at = (position % ring.len as u64) as u32;
+        let at = ring.at(position);
         let chunk = tables.chunk(ring.chunk + at / RING_CHUNK_SLOTS);
         let slots = (&raw const (*chunk).0).cast::<u32>();
         let chosen = slots.add((at % RING_CHUNK_SLOTS) as usize).read_volatile();

@@ -301,9 +301,9 @@ impl<T: Table> Claimed<T> {
         unsafe { flows::publish(self.0.entry, self.0.old) };
     }
 
-    /// Writes the new flow, and counts the one that had to give way.
+    /// Writes the new flow; whether one that is still in use had to give way.
     #[inline(always)]
-    pub fn fill(self, hash: u64, fields: &Fields, state: Meta) {
+    pub fn fill(self, hash: u64, fields: &Fields, state: Meta) -> bool {
         let Chosen { entry, old, tag } = self.0;
         // SAFETY: claimed by us: nobody else writes entry and tag.
         unsafe {
@@ -315,8 +315,6 @@ impl<T: Table> Claimed<T> {
                 snat::close(old, port);
             }
         }
-        if old.is_live() && !old.is_closed() {
-            T::evicted();
-        }
+        old.is_live() && !old.is_closed()
     }
 }

@@ -89,6 +89,9 @@ pub struct Counters {
     pub reasons: [u64; Reason::ALL.len().next_multiple_of(8)],
     /// By frontend slot.
     pub frontends: [Traffic; limits::FRONTENDS as usize],
+    /// Nothing. A processor takes a load for one of what was just stored when both lie
+    /// at the same place of their pages: so the first slots of the two tables do not.
+    pub apart: [u64; 256],
     /// By backend slot.
     pub backends: [Traffic; limits::BACKENDS as usize],
 }
@@ -204,6 +207,17 @@ impl RingRef {
         Self {
             chunk: word as u32,
             len: (word >> 32) as u32,
+        }
+    }
+
+    /// The slot at a position: its remainder. `len` must not be 0. A division of 32 bits
+    /// is the quicker by tens of nanoseconds, and good for four thousand million flows.
+    #[inline(always)]
+    pub const fn at(self, position: u64) -> u32 {
+        if position >> 32 == 0 {
+            position as u32 % self.len
+        } else {
+            (position % self.len as u64) as u32
         }
     }
 
