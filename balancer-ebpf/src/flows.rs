@@ -389,7 +389,7 @@ mod tests {
             let mut b = full();
             b.0[5].meta = b.0[5].meta.with_flags(set);
             // SAFETY: an entry of the bucket.
-            let is = |by| unsafe { holds(&raw mut b.0[5], &key(5), by) }.is_some();
+            let mut is = |by| unsafe { holds(&raw mut b.0[5], &key(5), by) }.is_some();
             assert_eq!((is(By::endpoint(5)), is(By::FRONTEND)), (reply, ask));
         }
     }

@@ -364,7 +364,7 @@ impl Lanes {
     #[inline(always)]
     pub const fn first(self) -> usize {
         let bit = self.0 & self.0.wrapping_neg();
-        let at = (bit * 0x1d & 0xff) >> 5;
+        let at = ((bit * 0x1d) & 0xff) >> 5;
         (0x3457_2610_u32 >> (at * 4) & 7) as usize
     }
 

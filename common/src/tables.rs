@@ -42,7 +42,18 @@ pub mod names {
 
     /// All maps that are pinned and outlive the agent.
     pub const PINNED: &[&str] = &[
-        HEADER, FORWARDING, SNAT_PORTS, FLOWS4, FLOWS6, HALF_OPEN, FRAGMENTS, COUNTERS, EVENTS,
+        HEADER,
+        FORWARDING,
+        SNAT_PORTS,
+        FLOWS4,
+        FLOWS6,
+        HALF_OPEN,
+        TAGS4,
+        TAGS6,
+        TAGS_HALF_OPEN,
+        FRAGMENTS,
+        COUNTERS,
+        EVENTS,
     ];
     /// The XDP program.
     pub const PROGRAM: &str = "balancer";

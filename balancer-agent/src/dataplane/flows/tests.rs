@@ -164,9 +164,9 @@ fn counts_leave_out_what_is_over() {
     let t = tables();
     let other = |backend, generation| Meta::new(backend, generation, flags::VALID, seen(0));
     put(&t.flows4, 0, flow4(1, 10, meta(0, 299)));
-    put(&t.flows4, 0, flow4(2, 10, meta(0, 303)));
+    put(&t.flows4, 0, flow4(2, 10, meta(0, 307)));
     put(&t.flows4, 0, flow4(3, 11, meta(flags::UDP, 25)));
-    put(&t.flows4, 0, flow4(4, 11, meta(flags::UDP, 33)));
+    put(&t.flows4, 0, flow4(4, 11, meta(flags::UDP, 37)));
     put(&t.flows4, 1, flow4(5, 11, meta(flags::RESET, 0)));
     put(&t.flows4, 1, flow4(6, 11, other(2, 8)));
     // Of an earlier generation, of a slot that is free, of a slot that there is not.
@@ -215,8 +215,8 @@ fn expiry_by_kind() {
         meta(flags::SERVER_FIN, 200),
     ];
     let gone = [
-        meta(0, 303),
-        meta(flags::UDP, 33),
+        meta(0, 307),
+        meta(flags::UDP, 37),
         meta(closed, 8),
         Meta::new(1, 6, flags::VALID, seen(0)),
     ];
@@ -456,7 +456,7 @@ fn a_purge_and_a_scan_beside_a_writer_see_whole_entries() {
         scope.spawn(|| {
             // Client port, frontend and time of an entry always agree.
             let place = Place::new(&t.flows4, 0, 0);
-            let word = |offset| t.flows4.atomic_u64(0, place.offset + offset);
+            let word = |offset| place.at(offset);
             for n in 0..20_000u32 {
                 let n = (n % 1000) as u16;
                 let entry = flow4(n, n, Meta::new(1, 7, flags::VALID, u32::from(n)));

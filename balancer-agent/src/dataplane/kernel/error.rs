@@ -191,6 +191,13 @@ fn list(errors: &[AttachError]) -> String {
         .join("; ")
 }
 
+impl From<crate::dataplane::MapFailure> for KernelError {
+    fn from(failure: crate::dataplane::MapFailure) -> Self {
+        let what = format!("cannot map {} into memory", failure.name);
+        Self::io(what)(failure.error)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,12 +234,5 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("balancer unload"), "{text}");
-    }
-}
-
-impl From<crate::dataplane::MapFailure> for KernelError {
-    fn from(failure: crate::dataplane::MapFailure) -> Self {
-        let what = format!("cannot map {} into memory", failure.name);
-        Self::io(what)(failure.error)
     }
 }

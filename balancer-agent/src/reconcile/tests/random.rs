@@ -231,9 +231,9 @@ impl World {
             Change::Wait { ms } => self.now += Duration::from_millis(*ms),
             Change::Flow { turn } => self.add_flow(*turn),
             Change::EndFlows => {
-                for bucket in 0..self.tables.flows4.len() {
+                for bucket in 0..self.tables.flows4.buckets.len() {
                     let empty = common::flow::Bucket([Flow4::default(); 8]);
-                    self.tables.flows4.write(bucket, empty);
+                    self.tables.flows4.buckets.write(bucket, empty);
                 }
             }
         }
@@ -251,7 +251,7 @@ impl World {
         let ring = turns(&self.tables, frontend.ring);
         let backend = ring[turn % ring.len()] as u16;
         let word = state_of(&self.tables, backend);
-        let mut bucket = self.tables.flows4.read(0);
+        let mut bucket = self.tables.flows4.buckets.read(0);
         let free = bucket.0.iter().position(|e| e.meta == Meta::FREE);
         let (Some(free), true) = (free, word & state::USABLE != 0) else {
             return;
@@ -263,7 +263,7 @@ impl World {
             meta: Meta::new(backend, generation, flags::VALID, 0),
             ..Flow4::default()
         };
-        self.tables.flows4.write(0, bucket);
+        self.tables.flows4.buckets.write(0, bucket);
     }
 
     fn desired(&self) -> Desired {

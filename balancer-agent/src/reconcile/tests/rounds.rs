@@ -38,14 +38,14 @@ fn kinds(steps: &[Step]) -> Vec<String> {
 
 fn put_flow(tables: &Tables, client: u8, frontend: u16, backend: u16) {
     let generation = (state_of(tables, backend) >> state::GENERATION_SHIFT) as u8;
-    let mut bucket = tables.flows4.read(0);
+    let mut bucket = tables.flows4.buckets.read(0);
     let free = bucket.0.iter().position(|e| e.meta == Meta::FREE).unwrap();
     bucket.0[free] = Flow4 {
         key: key4(u32::from(client), Be16::new(1000), frontend),
         meta: Meta::new(backend, generation, flags::VALID | flags::ANSWERED, 0),
         ..Flow4::default()
     };
-    tables.flows4.write(0, bucket);
+    tables.flows4.buckets.write(0, bucket);
 }
 
 #[test]
