@@ -338,7 +338,7 @@ fn a_first_start_that_was_cut_short_is_begun_again() {
         kernel.set_interfaces(&[], XdpMode::Auto).unwrap();
         drop(kernel);
         std::fs::remove_file(pins.dir.join("maps/HEADER")).unwrap();
-        std::fs::remove_file(pins.dir.join("maps/RINGS")).unwrap();
+        std::fs::remove_file(pins.dir.join("maps/FORWARDING")).unwrap();
         assert_eq!(open(&pins.options(&["va"])).1.start, Start::Recovered);
     });
 }
@@ -351,10 +351,10 @@ fn a_missing_map_under_a_running_program_is_told() {
         let (kernel, _) = open(&pins.options(&["va"]));
         let program = kernel.program_id();
         drop(kernel);
-        std::fs::remove_file(pins.dir.join("maps/RINGS")).unwrap();
+        std::fs::remove_file(pins.dir.join("maps/FORWARDING")).unwrap();
         let error = refused(&pins.options(&["va"]));
         assert!(matches!(error, KernelError::Damaged { .. }), "{error}");
-        assert!(error.to_string().contains("RINGS"), "{error}");
+        assert!(error.to_string().contains("FORWARDING"), "{error}");
         assert_eq!(program_on("va"), Some(program));
     });
 }
