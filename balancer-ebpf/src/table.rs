@@ -134,15 +134,25 @@ pub struct Found<T: Table> {
     at: At,
 }
 
-/// The flow at its home, where most are: one cache line.
+/// The flow at its home or beside it, where most are.
 #[inline(always)]
 pub fn at_home<T: Table>(hash: u64, key: &Key, by: By) -> Option<Found<T>> {
     let index = hash::first_bucket(hash, T::mask());
-    let home = hash::home(hash);
-    let entry = T::bucket(index)?.wrapping_add(home);
-    // SAFETY: an entry of the bucket.
-    let meta = unsafe { flows::holds(entry, key, by) }?;
-    let at = At::new(index, home);
+    let bucket = T::bucket(index)?;
+    let mut position = hash::home(hash);
+    let mut entry = bucket.wrapping_add(position);
+    // SAFETY: entries of the bucket.
+    let meta = unsafe {
+        match flows::holds(entry, key, by) {
+            Some(meta) => meta,
+            None => {
+                position = hash::beside(position);
+                entry = bucket.wrapping_add(position);
+                flows::holds(entry, key, by)?
+            }
+        }
+    };
+    let at = At::new(index, position);
     Some(Found { entry, meta, at })
 }
 

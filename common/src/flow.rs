@@ -6,7 +6,8 @@
 //! backend (destination) meet the same entry. Within the bucket the forward
 //! direction compares the frontend's slot, the reply the endpoint's.
 //!
-//! A new flow takes the free entry at its home (`hash::home`) or nearest behind it.
+//! A new flow takes the entry at its home (`hash::home`) if that is free, else the one
+//! beside it in the same pair of cache lines, else the nearest behind it.
 //! Beside every bucket lie the [`Tags`] of its entries: that a flow is not there is
 //! known from one short line, which is what a new connection has to know.
 //!
@@ -374,12 +375,20 @@ impl Lanes {
         Self(self.0 & self.0.wrapping_sub(1))
     }
 
-    /// The first at `home` or behind it, around the end.
+    /// The one that is nearest to `home`: there, beside it ([`hash::beside`]), else the
+    /// first behind it, around the end.
+    ///
+    /// [`hash::beside`]: crate::hash::beside
     #[inline(always)]
     pub const fn nearest(self, home: usize) -> usize {
+        let pair = self.0 >> (home & !1) & 3;
+        // With the pair to choose from, the neighbour only when home is not free.
+        let other = (pair >> (home & 1) & 1) ^ 1;
+        let in_pair = home ^ other as usize;
         let twice = self.0 | self.0 << FLOW_BUCKET_ENTRIES;
         let turned = Self(twice >> home & 0xff);
-        (turned.first() + home) & (FLOW_BUCKET_ENTRIES - 1)
+        let behind = (turned.first() + home) & (FLOW_BUCKET_ENTRIES - 1);
+        if pair != 0 { in_pair } else { behind }
     }
 }
 
@@ -452,7 +461,11 @@ mod tests {
             let free = Lanes::free(words);
             assert_eq!(free.are_many(), free.0.count_ones() > 1);
             for home in 0..8 {
-                let want = (0..8).map(|k| (home + k) % 8).find(|k| tags[*k] == 0);
+                let behind = (0..8).map(|k| (home + k) % 8);
+                let want = [home, home ^ 1]
+                    .into_iter()
+                    .chain(behind)
+                    .find(|k| tags[*k] == 0);
                 if let Some(want) = want {
                     assert_eq!(free.nearest(home), want, "{home} in {tags:x?}");
                     assert_eq!(free.first(), free.0.trailing_zeros() as usize);

@@ -58,11 +58,17 @@ pub const fn second_bucket(hash: u64, mask: u32) -> u32 {
     }
 }
 
-/// Where in its buckets a flow is looked for first: its home. New flows take the
-/// free entry nearest behind it, so that most are found at the first look.
+/// Where in its buckets a flow is looked for first: its home.
 #[inline(always)]
 pub const fn home(hash: u64) -> usize {
     (hash >> 61) as usize
+}
+
+/// Where it is looked for next: in the same cache line (IPv4), or in the one that comes
+/// along with it (IPv6). Most flows are in one of the two.
+#[inline(always)]
+pub const fn beside(home: usize) -> usize {
+    home ^ 1
 }
 
 /// The tag of a flow beside its bucket: bits that do not choose the bucket, and the

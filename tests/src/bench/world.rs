@@ -7,10 +7,9 @@ use std::sync::atomic::Ordering;
 use balancer_agent::dataplane::index::ServiceIndex;
 use balancer_agent::dataplane::{FlowTable, Tables};
 use balancer_ebpf::plan::Plan;
-use common::flow::{Bucket, Entry, Flow4, Flow6, Meta, ReturnPath, flags, key4, key6};
+use common::flow::{Bucket, Entry, Flow4, Flow6, Lanes, Meta, ReturnPath, flags, key4, key6};
 use common::limits::{
-    DEVICES, ENDPOINT_INDEX_BUCKETS, FLOW_BUCKET_ENTRIES, FRONTEND_INDEX_BUCKETS,
-    INDEX_BUCKET_ENTRIES,
+    DEVICES, ENDPOINT_INDEX_BUCKETS, FRONTEND_INDEX_BUCKETS, INDEX_BUCKET_ENTRIES,
 };
 use common::tables::{
     Backend, Device, Endpoint, Frontend, Hop, RingChunk, RingRef, frontend_flags, index_entry,
@@ -246,10 +245,12 @@ where
         }
     }
     let home = hash::home(hash);
-    let position = (0..FLOW_BUCKET_ENTRIES)
-        .map(|k| (home + k) % FLOW_BUCKET_ENTRIES)
-        .find(|k| bucket.0[*k].meta() == Meta::FREE)
-        .expect("a free entry: the table has twice as many as flows");
+    let lanes = Lanes::free(zerocopy::transmute!(table.tags.read(at).0));
+    assert!(
+        !lanes.is_empty(),
+        "the table has twice as many entries as flows"
+    );
+    let position = lanes.nearest(home);
     bucket.0[position] = entry;
     table.buckets.write(at, bucket);
     let tag = table.tags.atomic_u16(at, position * 2);
