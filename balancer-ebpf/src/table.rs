@@ -8,7 +8,7 @@ use crate::report::note;
 use crate::snat;
 use aya_ebpf::maps::Array;
 use common::counters::Reason;
-use common::flow::{Bucket, Flow4, Flow6, Lanes, Meta, Tags, flags};
+use common::flow::{Bucket, Flow4, Flow6, Lanes, Meta, ROOMY, Tags, flags};
 use common::hash;
 use common::limits::FLOW_BUCKET_ENTRIES;
 
@@ -253,19 +253,19 @@ pub struct Chosen<T: Table> {
 pub struct Claimed<T: Table>(Chosen<T>);
 
 /// Chooses the entry that a new flow is to take, and reads its state: the first bucket's
-/// while that has two free ones, else the emptier bucket's. Preferring the first keeps
-/// most lookups at one bucket; the second choice keeps any bucket from overflowing.
+/// while that is [`ROOMY`], else the emptier bucket's. Preferring the first keeps most
+/// lookups at one bucket; the second choice keeps any bucket from overflowing.
 #[inline(always)]
 pub fn choose<T: Table>(hash: u64, now: u32) -> Option<Chosen<T>> {
     let mask = T::mask();
     let mut index = hash::first_bucket(hash, mask);
     let mut tags = T::tags(index)?;
     let mut free = Lanes::free(words(tags));
-    if !free.are_many() {
+    if free.count() < ROOMY {
         let second = hash::second_bucket(hash, mask);
         let others = T::tags(second)?;
         let lanes = Lanes::free(words(others));
-        if lanes.are_many() || (free.is_empty() && !lanes.is_empty()) {
+        if lanes.count() > free.count() {
             (index, tags, free) = (second, others, lanes);
         }
     }

@@ -1,10 +1,9 @@
 //! The seeded hash that places flows, frontends and endpoints in their buckets.
 //!
-//! One keyed function for everything: two 64-bit address words and 32 bits of
-//! port and protocol go in, 64 bits come out. It multiplies and folds in the
-//! manner of the MurmurHash3 finaliser, because BPF has a 64-bit multiply but no
-//! wide one. The seed is secret and random per host, so that a client cannot aim
-//! at one bucket.
+//! Flows: two 64-bit address words and a port go in, 64 bits come out. It multiplies
+//! and folds in the manner of the MurmurHash3 finaliser, because BPF has a 64-bit
+//! multiply but no wide one. The seed is secret and random per host, so that a client
+//! cannot aim at one bucket.
 
 use crate::{Addr, Be16};
 
@@ -12,21 +11,20 @@ const K1: u64 = 0x9E37_79B9_7F4A_7C15;
 const K2: u64 = 0xBF58_476D_1CE4_E5B9;
 const K3: u64 = 0x94D0_49BB_1331_11EB;
 
-/// Hash of an address and 32 bits more.
-#[inline(always)]
-pub const fn mix(addr: &Addr, extra: u32, seed: u64) -> u64 {
-    let mut h = (addr.0[0] ^ seed).wrapping_mul(K1);
-    h ^= h >> 32;
-    h = (h ^ addr.0[1]).wrapping_mul(K2);
-    h ^= h >> 29;
-    h = (h ^ extra as u64).wrapping_mul(K3);
-    h ^ (h >> 32)
-}
-
 /// Hash of a client's address and port: the same for both directions of a flow.
+///
+/// An IPv4 address lies in the low half before the first multiplication, as a product's
+/// bits depend on no higher ones of its factors. The port comes in after that, so that
+/// nobody can make up for a change of the address by one of the port.
 #[inline(always)]
 pub const fn client(addr: &Addr, port: Be16, seed: u64) -> u64 {
-    mix(addr, port.0 as u32, seed)
+    let high = addr.0[0].wrapping_mul(K1);
+    let mut h = addr.0[1].rotate_right(32) ^ high ^ (high >> 32) ^ seed;
+    h ^= h >> 32;
+    h = h.wrapping_mul(K2);
+    h ^= h >> 29;
+    h = (h ^ port.0 as u64).wrapping_mul(K3);
+    h ^ (h >> 32)
 }
 
 /// Hash of an address, port and protocol that the balancer answers or serves from.
@@ -106,6 +104,42 @@ mod tests {
             load.iter().all(|n| (16..=112).contains(n)),
             "uneven: {load:?}"
         );
+    }
+
+    /// Clients come as they like: each pattern must fit the table, as two choices of a
+    /// bucket make it at half load.
+    #[test]
+    fn no_pattern_of_clients_overflows_both_buckets() {
+        const FLOWS: u32 = 65_536;
+        let mask = FLOWS * 2 / 8 - 1;
+        for ports in [1, 16, 256, 4_096, 16_384] {
+            for first_port in [1_024u16, 32_768, 40_000, 49_152] {
+                for v4 in [true, false] {
+                    let seed = u64::from(first_port).wrapping_mul(K1) ^ u64::from(ports);
+                    let mut load = [0u8; FLOWS as usize / 4];
+                    for n in 0..FLOWS {
+                        let addr = match v4 {
+                            true => Addr::from_v4_word((0x0a00_0000 + n / ports).to_be()),
+                            false => Addr([0x20, u64::from(n / ports).to_be()]),
+                        };
+                        let port = Be16::new(first_port.wrapping_add((n % ports) as u16));
+                        let h = client(&addr, port, seed);
+                        let (a, b) = (first_bucket(h, mask), second_bucket(h, mask));
+                        let emptier = if load[a as usize] <= load[b as usize] {
+                            a
+                        } else {
+                            b
+                        };
+                        load[emptier as usize] += 1;
+                    }
+                    let most = load.iter().max();
+                    assert!(
+                        most <= Some(&8),
+                        "{most:?}: {ports} ports from {first_port}, {v4}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use balancer_agent::dataplane::index::ServiceIndex;
 use balancer_agent::dataplane::{FlowTable, Tables};
 use balancer_ebpf::plan::Plan;
-use common::flow::{Bucket, Entry, Flow4, Flow6, Lanes, Meta, ReturnPath, flags, key4, key6};
+use common::flow::{
+    Bucket, Entry, Flow4, Flow6, Lanes, Meta, ROOMY, ReturnPath, flags, key4, key6,
+};
 use common::limits::{
     DEVICES, ENDPOINT_INDEX_BUCKETS, FRONTEND_INDEX_BUCKETS, INDEX_BUCKET_ENTRIES,
 };
@@ -236,21 +238,17 @@ where
 {
     let first = hash::first_bucket(hash, mask);
     let second = hash::second_bucket(hash, mask);
-    let free = |bucket: &Bucket<E>| bucket.0.iter().filter(|e| e.meta() == Meta::FREE).count();
-    let (mut at, mut bucket) = (first, table.buckets.read(first));
-    if free(&bucket) < 2 {
-        let other = table.buckets.read(second);
-        if free(&other) > free(&bucket) {
-            (at, bucket) = (second, other);
-        }
+    let free = |bucket| Lanes::free(zerocopy::transmute!(table.tags.read(bucket).0));
+    let (mut at, mut lanes) = (first, free(first));
+    if lanes.count() < ROOMY && free(second).count() > lanes.count() {
+        (at, lanes) = (second, free(second));
     }
-    let home = hash::home(hash);
-    let lanes = Lanes::free(zerocopy::transmute!(table.tags.read(at).0));
     assert!(
         !lanes.is_empty(),
         "the table has twice as many entries as flows"
     );
-    let position = lanes.nearest(home);
+    let position = lanes.nearest(hash::home(hash));
+    let mut bucket = table.buckets.read(at);
     bucket.0[position] = entry;
     table.buckets.write(at, bucket);
     let tag = table.tags.atomic_u16(at, position * 2);

@@ -226,8 +226,7 @@ impl Now {
 
     /// Units of `seen` since the last packet.
     fn idle(self, meta: Meta) -> u32 {
-        let idle = meta.idle(self.seen);
-        if idle > SEEN_MASK / 2 { 0 } else { idle }
+        meta.idle(self.seen)
     }
 
     /// Units of `born` since the flow was made.
