@@ -26,35 +26,19 @@ pub fn pass(reason: Reason) -> Verdict {
 /// Counts a packet from a client.
 #[inline(always)]
 pub fn traffic_in(frontend: u32, backend: u32, bytes: u64) {
-    if let Some(counters) = counters() {
-        for traffic in [
-            frontend_of(counters, frontend),
-            backend_of(counters, backend),
-        ] {
-            // SAFETY: this CPU's own value.
-            unsafe {
-                (*traffic).packets_in += 1;
-                (*traffic).bytes_in += bytes;
-            }
-        }
-    }
+    on_both(frontend, backend, [], |t| {
+        t.packets_in += 1;
+        t.bytes_in += bytes;
+    });
 }
 
 /// Counts a packet to a client.
 #[inline(always)]
 pub fn traffic_out(frontend: u32, backend: u32, bytes: u64) {
-    if let Some(counters) = counters() {
-        for traffic in [
-            frontend_of(counters, frontend),
-            backend_of(counters, backend),
-        ] {
-            // SAFETY: this CPU's own value.
-            unsafe {
-                (*traffic).packets_out += 1;
-                (*traffic).bytes_out += bytes;
-            }
-        }
-    }
+    on_both(frontend, backend, [], |t| {
+        t.packets_out += 1;
+        t.bytes_out += bytes;
+    });
 }
 
 /// Changes this CPU's counts of a frontend and a backend, and adds to reasons.

@@ -163,13 +163,13 @@ impl DerefMut for Loaded {
 /// `struct xdp_md` of the kernel.
 #[repr(C)]
 #[derive(Default, IntoBytes, Immutable)]
-struct XdpMd {
-    data: u32,
-    data_end: u32,
-    data_meta: u32,
-    ingress_ifindex: u32,
-    rx_queue_index: u32,
-    egress_ifindex: u32,
+pub(crate) struct XdpMd {
+    pub data: u32,
+    pub data_end: u32,
+    pub data_meta: u32,
+    pub ingress_ifindex: u32,
+    pub rx_queue_index: u32,
+    pub egress_ifindex: u32,
 }
 
 /// Settings for tables that hold `flows` flows each.

@@ -21,6 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::clock;
 use crate::object;
+use crate::xdp::XdpMd;
 
 /// Flows that the balancer's tables are made for.
 pub const FLOWS: u32 = 1_048_576;
@@ -123,18 +124,6 @@ pub struct Wrappers {
     plan: Mapped<Plan>,
     misses: Mapped<u64>,
     sunk: Mapped<Sunk>,
-}
-
-/// `struct xdp_md` of the kernel.
-#[repr(C)]
-#[derive(Default, IntoBytes, Immutable)]
-struct XdpMd {
-    data: u32,
-    data_end: u32,
-    data_meta: u32,
-    ingress_ifindex: u32,
-    rx_queue_index: u32,
-    egress_ifindex: u32,
 }
 
 /// One run of a program over many packets.
