@@ -14,7 +14,7 @@ use toml::Spanned;
 use super::findings::{Findings, Span, nearest, quote};
 use super::pool::PoolDraft;
 use super::resolve::FrontendDraft;
-use crate::model::{Activation, Mode, Protocol};
+use crate::model::{Activation, Protocol};
 
 /// Half of a table's slots: the other half is for what a reload adds before the
 /// old flows of what it removes have ended.
@@ -58,7 +58,7 @@ pub(super) fn no_interfaces(
     frontends: &[FrontendDraft],
     findings: &mut Findings,
 ) {
-    let Some(first) = frontends.iter().find(|f| f.mode == Mode::Xdp) else {
+    let Some(first) = frontends.first() else {
         return;
     };
     let message = match written {
@@ -320,7 +320,7 @@ fn snat(pools: &[PoolDraft], findings: &mut Findings) {
 
 /// The kernel's tables have room.
 fn room(frontends: &[FrontendDraft], pools: &[PoolDraft], findings: &mut Findings) {
-    let steered = frontends.iter().filter(|f| f.mode == Mode::Xdp);
+    let steered = frontends.iter();
     if let Some(frontend) = steered.clone().nth(FRONTENDS_MAX) {
         let message = format!(
             "{} frontends are more than there is room for",

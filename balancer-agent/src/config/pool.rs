@@ -62,6 +62,7 @@ impl PoolDraft {
             unavailable: self.unavailable,
             check: self.check,
             passive: self.passive,
+            http: Default::default(),
             backends: self
                 .backends
                 .into_iter()
@@ -91,6 +92,7 @@ impl BackendDraft {
             address: self.address?.into_inner(),
             weight: self.weight,
             activation: self.activation,
+            http: Default::default(),
         })
     }
 }

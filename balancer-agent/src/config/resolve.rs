@@ -15,7 +15,7 @@ use super::findings::{Findings, Mistake, Span};
 use super::pool::{self, PoolDraft};
 use super::raw::{Field, RawAdmin, RawConfig, RawFrontend, RawTimeouts, RawXdp, Value};
 use super::value::{self, Role, show_duration};
-use crate::model::{Admin, Config, FlowTimeouts, Frontend, Mode, Protocol, Xdp, XdpMode};
+use crate::model::{Admin, Config, FlowTimeouts, Frontend, Protocol, Xdp, XdpMode};
 
 const FLOWS: RangeInclusive<u32> = 1_000..=100_000_000;
 const FLOWS_DEFAULT: u32 = 1_000_000;
@@ -31,7 +31,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub(super) struct FrontendDraft {
     pub(super) span: Span,
     pub(super) name: Option<Spanned<Arc<str>>>,
-    pub(super) mode: Mode,
     pub(super) address: Option<Spanned<SocketAddr>>,
     pub(super) protocol: Protocol,
     pub(super) pool: Option<Spanned<Arc<str>>>,
@@ -41,7 +40,6 @@ impl FrontendDraft {
     fn finish(self) -> Option<Frontend> {
         Some(Frontend {
             name: self.name?.into_inner(),
-            mode: self.mode,
             address: self.address?.into_inner(),
             protocol: self.protocol,
             pool: self.pool?.into_inner(),
@@ -105,6 +103,7 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         xdp,
         admin,
         timeouts,
+        http: Default::default(),
         frontends: frontends
             .into_iter()
             .map(FrontendDraft::finish)
@@ -181,11 +180,9 @@ fn frontend(raw: &RawFrontend, span: Span, findings: &mut Findings) -> FrontendD
     let table = ("a frontend", &span);
     let address = "\"192.0.2.10:80\"";
     let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+    findings.or("mode", &raw.mode, (), |v| v.word(&[("xdp", ())], &["http"]));
     FrontendDraft {
         name: findings.required("name", &raw.name, table, "\"web\"", |v| name(v, "\"web\"")),
-        mode: findings.or("mode", &raw.mode, Mode::Xdp, |v| {
-            v.word(&[("xdp", Mode::Xdp)], &["http"])
-        }),
         address: findings.required("address", &raw.address, table, address, |v| {
             value::socket_address(v.text(address)?, Role::Frontend)
         }),
