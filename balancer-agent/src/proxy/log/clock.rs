@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(text(0, 0), "1970-01-01T00:00:00.000Z");
         assert_eq!(text(951_782_399, 999), "2000-02-28T23:59:59.999Z");
         assert_eq!(text(951_782_400, 0), "2000-02-29T00:00:00.000Z");
-        assert_eq!(text(1_795_642_500, 7), "2026-11-25T20:55:00.007Z");
+        assert_eq!(text(1_795_642_500, 7), "2026-11-25T21:35:00.007Z");
         assert_eq!(text(LAST, 0), "9999-12-31T23:59:59.000Z");
         assert_eq!(text(LAST + 1, 0), "9999-12-31T23:59:59.000Z");
         let before = UNIX_EPOCH - Duration::from_secs(1);
