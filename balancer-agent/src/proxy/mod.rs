@@ -21,6 +21,7 @@
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
 //! - `server.rs`: threads, listeners, reload, drain.
 
+pub mod downstream;
 pub mod log;
 pub mod stats;
 pub mod types;
