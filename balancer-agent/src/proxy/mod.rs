@@ -21,7 +21,9 @@
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
 //! - `server.rs`: threads, listeners, reload, drain.
 
+pub mod balance;
 pub mod downstream;
 pub mod log;
 pub mod stats;
+pub mod sticky;
 pub mod types;
