@@ -20,4 +20,5 @@
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
 //! - `server.rs`: threads, listeners, reload, drain.
 
+pub mod downstream;
 pub mod types;
