@@ -178,6 +178,9 @@ pub struct AccessLog {
     pub file: PathBuf,
     /// How a line looks.
     pub format: LogFormat,
+    /// Lines of the common and combined formats end in what only a balancer knows: backend,
+    /// route, retries, times by phase and the cause of the end. JSON has it always.
+    pub details: bool,
 }
 
 /// Formats of the access log.

@@ -17,8 +17,12 @@
 //! ```
 //!
 //! - `types.rs`: what travels between these: bodies, connections, records;
+//! - `log/`: the access log; `stats.rs`: counters, and what the status shows of them;
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
 //! - `server.rs`: threads, listeners, reload, drain.
 
 pub mod downstream;
+pub mod log;
+pub mod stats;
 pub mod types;
+pub mod upstream;
