@@ -20,4 +20,6 @@
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
 //! - `server.rs`: threads, listeners, reload, drain.
 
+pub mod files;
+pub mod route;
 pub mod types;
