@@ -24,5 +24,7 @@
 pub mod downstream;
 pub mod log;
 pub mod stats;
+pub mod files;
+pub mod route;
 pub mod types;
 pub mod upstream;
