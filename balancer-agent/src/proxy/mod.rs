@@ -26,5 +26,7 @@ pub mod log;
 pub mod stats;
 pub mod files;
 pub mod route;
+pub mod balance;
+pub mod sticky;
 pub mod types;
 pub mod upstream;
