@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Activation, Health};
+use crate::model::{Activation, BackendName, Health};
 
 pub use counts::{FrontendCounts, Sums, THREADS_MAX, enter, slot};
 
@@ -19,6 +19,9 @@ pub use counts::{FrontendCounts, Sums, THREADS_MAX, enter, slot};
 pub trait Web: Send + Sync {
     /// Everything about it.
     fn status(&self) -> HttpStatus;
+
+    /// Requests that a backend has not answered whole.
+    fn in_flight(&self, backend: &BackendName) -> u64;
 
     /// Has every access log open its file again; one entry per file, in the order of
     /// their names. Waits for the threads that write, a few seconds at most.
@@ -67,30 +70,41 @@ pub struct HttpFrontendStatus {
     pub tls: bool,
     /// Clients' connections now.
     pub connections: u64,
-    /// Of these, kept connections that wait for a request with as little memory as can be.
+    /// Of these, kept ones that wait for a request with nothing but their socket.
     pub parked: u64,
+    /// Of these, those that speak HTTP/2.
+    pub http2: u64,
     /// Most there ever were at once.
-    pub connections_max: u64,
+    pub connections_most: u64,
     /// Most that are accepted: `[frontend.limits] connections`.
     pub connections_limit: u64,
-    /// Connections since the frontend was made.
+    /// Connections since the agent has this frontend, those included that were refused.
     pub connections_total: u64,
-    /// Connections that were refused, by the limit that they hit.
-    pub connections_refused: BTreeMap<String, u64>,
-    /// TLS handshakes that failed.
-    pub tls_failures: u64,
+    /// TLS handshakes that succeeded.
+    pub tls_handshakes: u64,
+    /// Of these, those that went on with an earlier session.
+    pub tls_resumed: u64,
+    /// Requests now.
+    pub in_flight: u64,
     /// Requests that have ended.
     pub requests: u64,
     /// By class of status: `1xx` to `5xx`; `none` for clients that got none.
     pub statuses: BTreeMap<String, u64>,
-    /// Requests that did not end well, by [`Cause`]'s word.
+    /// Requests that did not end well, by [`Cause`]'s word; those that are zero are absent.
     ///
     /// [`Cause`]: super::types::Cause
     pub causes: BTreeMap<String, u64>,
+    /// Clients that were turned away before anything was done for them, by the reason's
+    /// word (failed TLS handshakes are `tls-handshake`); those that are zero are absent.
+    pub refused: BTreeMap<String, u64>,
     /// Bytes of requests' bodies.
     pub bytes_in: u64,
     /// Bytes of responses' bodies.
     pub bytes_out: u64,
+    /// Connections cut because the client took nothing of a response for too long.
+    pub send_timeouts: u64,
+    /// Times that accepting paused for want of descriptors or memory.
+    pub accept_pauses: u64,
 }
 
 /// One pool, for HTTP.
@@ -102,13 +116,17 @@ pub struct HttpPoolStatus {
     /// Requests that wait for a backend with room.
     pub queue: u64,
     /// Most that ever waited at once.
-    pub queue_max: u64,
+    pub queue_most: u64,
     /// Most that may: `[pool.queue] length`.
     pub queue_limit: u64,
     /// Requests that found the queue full.
     pub queue_refused: u64,
     /// Requests that waited in it too long.
     pub queue_timeouts: u64,
+    /// Requests that found no usable backend.
+    pub none_usable: u64,
+    /// Requests whose session's backend was not usable, and no other was allowed.
+    pub forced: u64,
     /// Attempts beyond requests' first.
     pub retries: u64,
     /// Attempts that the budget did not allow.
@@ -150,16 +168,20 @@ pub struct HttpBackendStatus {
     pub in_flight: u64,
     /// Most that may be: `max_connections`.
     pub in_flight_limit: Option<u64>,
-    /// Requests that it was given, repeated ones included.
+    /// Requests that it was sent, repeated ones included.
     pub requests: u64,
-    /// Attempts to connect that failed or took too long.
+    /// Of these, those that another backend had failed before.
+    pub retries: u64,
+    /// Answers by class of status; those that are zero are absent.
+    pub statuses: BTreeMap<String, u64>,
+    /// Connections that failed, or took too long.
     pub connect_failed: u64,
-    /// Responses that did not come or were cut.
+    /// Responses that broke off, or did not come.
     pub broken: u64,
     /// Responses that took too long.
     pub timed_out: u64,
-    /// Responses with a status from 500 on.
-    pub errors: u64,
+    /// Requests whose client went away.
+    pub client_aborted: u64,
     /// For how much longer observed failures keep it out, in milliseconds.
     pub ejected_ms: Option<u64>,
     /// Times that observed failures put it out.

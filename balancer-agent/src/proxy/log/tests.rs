@@ -217,8 +217,7 @@ fn a_line_is_there_soon_without_being_asked_for() {
     for n in 1..=3 {
         log.write(&record("/"));
         wait("a line", || targets_so_far(&path) == n);
-        // Long enough that the thread goes to sleep in between.
-        std::thread::sleep(Duration::from_millis(120));
+        wait("sleep", || log.writer.is_asleep());
     }
 }
 
@@ -358,7 +357,7 @@ fn a_slow_reader_loses_whole_lines_and_stops_nobody() {
         "a pipe without a reader must not hold up a start"
     );
     let mut reader = fs::OpenOptions::new();
-    let mut reader = reader.read(true).custom_flags(libc::O_NONBLOCK);
+    let reader = reader.read(true).custom_flags(libc::O_NONBLOCK);
     let mut reader = reader.open(&path).unwrap();
     let log = files
         .open(&model(&path, LogFormat::Json), &masks())

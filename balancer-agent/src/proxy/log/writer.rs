@@ -156,6 +156,12 @@ impl Writer {
         self.thread.unpark();
     }
 
+    /// Whether the thread sleeps until it is woken.
+    #[cfg(test)]
+    pub fn is_asleep(&self) -> bool {
+        self.shared.asleep.load(Ordering::Acquire)
+    }
+
     /// Counters.
     pub fn status(&self) -> LogStatus {
         let shared = &*self.shared;
