@@ -23,7 +23,10 @@
 
 pub mod balance;
 pub mod downstream;
+pub mod files;
 pub mod log;
+pub mod route;
 pub mod stats;
 pub mod sticky;
 pub mod types;
+pub mod upstream;
