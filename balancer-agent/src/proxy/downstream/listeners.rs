@@ -26,7 +26,10 @@ const BACKLOG: i32 = 8192;
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     /// A frontend's address can't be listened on.
-    #[error("frontend {frontend:?}: can't listen on {address}: {source}{}", hint(source))]
+    #[error(
+        "frontend {frontend:?}: can't listen on {address}: {source}{}",
+        hint(source)
+    )]
     Bind {
         /// Its name.
         frontend: Arc<str>,
@@ -49,9 +52,7 @@ fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => " (another program listens there)",
         std::io::ErrorKind::AddrNotAvailable => " (no interface has this address)",
-        std::io::ErrorKind::PermissionDenied => {
-            " (ports below 1024 need CAP_NET_BIND_SERVICE)"
-        }
+        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
         _ => "",
     }
 }
@@ -150,9 +151,10 @@ impl Listeners {
         let mut warnings = Vec::new();
         let mut planned = Vec::with_capacity(http.frontends.len());
         for frontend in &http.frontends {
-            let kept = running.iter().flatten().find(|bound| {
-                bound.address == frontend.address && bound.name() == frontend.name
-            });
+            let kept = running
+                .iter()
+                .flatten()
+                .find(|bound| bound.address == frontend.address && bound.name() == frontend.name);
             let tls = match &frontend.tls {
                 None => None,
                 Some(tls) => {

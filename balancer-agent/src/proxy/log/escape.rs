@@ -6,16 +6,21 @@ use std::io;
 /// Most bytes of one field; the rest is cut, and `...` says so.
 pub(super) const FIELD_MAX: usize = 8 << 10;
 
-/// Whether a byte stands for itself in Apache's formats.
-const PLAIN: [bool; 256] = {
-    let mut plain = [false; 256];
-    let mut byte = 0x20;
-    while byte < 0x7f {
-        plain[byte] = byte != b'"' as usize && byte != b'\\' as usize;
-        byte += 1;
-    }
-    plain
-};
+/// Whether a byte stands for itself in Apache's formats. Without branches, so that the
+/// compiler looks at many at once.
+fn plain(byte: u8) -> bool {
+    (byte.wrapping_sub(0x20) < 0x5f) & (byte != b'"') & (byte != b'\\')
+}
+
+/// How many bytes stand for themselves, up to the first that does not.
+fn plain_bytes(text: &[u8]) -> usize {
+    const WIDE: usize = 16;
+    let (chunks, _) = text.as_chunks::<WIDE>();
+    let all = |chunk: &&[u8; WIDE]| chunk.iter().fold(true, |all, byte| all & plain(*byte));
+    let at = WIDE * chunks.iter().take_while(all).count();
+    let rest = text[at..].iter().position(|byte| !plain(*byte));
+    rest.map_or(text.len(), |rest| at + rest)
+}
 
 /// Appends a field as Apache's `ap_escape_logitem` does: `\"`, `\\`, `\n`, and `\x1b` for
 /// what is not printable ASCII.
@@ -23,13 +28,9 @@ pub(super) fn apache(text: &[u8], line: &mut Vec<u8>) {
     let cut = text.len() > FIELD_MAX;
     let mut rest = &text[..text.len().min(FIELD_MAX)];
     loop {
-        let run = rest.iter().position(|b| !PLAIN[usize::from(*b)]);
-        let Some(run) = run else {
-            line.extend_from_slice(rest);
-            break;
-        };
+        let run = plain_bytes(rest);
         line.extend_from_slice(&rest[..run]);
-        let byte = rest[run];
+        let Some(&byte) = rest.get(run) else { break };
         rest = &rest[run + 1..];
         line.push(b'\\');
         match byte {
@@ -60,6 +61,9 @@ impl serde_json::ser::Formatter for AsciiJson {
     {
         // serde_json has escaped what is below 0x20, quotes and backslashes.
         let mut rest = fragment;
+        if rest.is_ascii() && memchr::memchr(0x7f, rest.as_bytes()).is_none() {
+            return writer.write_all(rest.as_bytes());
+        }
         while let Some(at) = rest.bytes().position(|b| b >= 0x7f) {
             writer.write_all(&rest.as_bytes()[..at])?;
             let mut chars = rest[at..].chars();
@@ -103,6 +107,22 @@ mod tests {
         );
         assert_eq!(escaped("\u{e4}"), r"\xc3\xa4");
         assert_eq!(escaped(""), "");
+    }
+
+    #[test]
+    fn every_byte_at_every_place() {
+        for byte in 0..=255 {
+            for place in 0..40 {
+                let mut text = [b'a'; 40];
+                text[place] = byte;
+                let mut line = Vec::new();
+                apache(&text, &mut line);
+                let is_plain = (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+                assert_eq!(line == text, is_plain, "{byte} at {place}");
+                assert_eq!(line[..place], text[..place]);
+                assert!(line.ends_with(&text[place + 1..]));
+            }
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Records to lines: the formats of Apache httpd, and JSON.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::Version;
 use serde::Serialize;
 
 use super::super::types::Record;
-use super::clock::{Clock, Rfc3339};
+use super::clock::Clock;
 use super::escape::{self, AsciiJson, bounded};
 use super::mask::Masks;
 
@@ -21,8 +22,21 @@ pub(super) fn apache(
     details: bool,
     line: &mut Vec<u8>,
 ) {
-    // Writing to memory does not fail, here and below.
-    let _ = write!(line, "{} - - [", record.client);
+    // More than most lines have: to grow is to copy what is there.
+    line.reserve(512);
+    match record.client {
+        IpAddr::V4(client) => {
+            for (place, octet) in client.octets().into_iter().enumerate() {
+                if place > 0 {
+                    line.push(b'.');
+                }
+                number(u64::from(octet), line);
+            }
+        }
+        // Writing to memory does not fail.
+        IpAddr::V6(client) => _ = write!(line, "{client}"),
+    }
+    line.extend_from_slice(b" - - [");
     line.extend_from_slice(clock.apache(record.time));
     line.extend_from_slice(b"] \"");
     request_line(record, masks, line);
@@ -149,8 +163,8 @@ fn version(version: Version) -> &'static str {
 /// A record as JSON; every line has every field.
 #[derive(Serialize)]
 struct Json<'a> {
-    time: Rfc3339<'a>,
-    client: std::net::IpAddr,
+    time: &'a str,
+    client: IpAddr,
     frontend: &'a str,
     method: &'a str,
     target: &'a str,

@@ -539,7 +539,8 @@ proptest! {
 #[test]
 #[ignore = "measures"]
 fn timing() {
-    const RECORDS: usize = 200_000;
+    const RECORDS: usize = 100_000;
+    const BURST: usize = 100;
     let dir = tempfile::tempdir().unwrap();
     let files = LogFiles::new(1);
     let record = record("/shop/cart;jsessionid=A1B2C3D4E5F60718293A4B5C6D7E8F90.s1?item=4711&n=2");
@@ -547,9 +548,9 @@ fn timing() {
         let path = dir.path().join(format!("{format:?}"));
         let log = files.open(&model(&path, format), &masks()).unwrap();
         let mut spent = Duration::ZERO;
-        for _ in 0..RECORDS / 500 {
+        for _ in 0..RECORDS / BURST {
             let began = Instant::now();
-            for _ in 0..500 {
+            for _ in 0..BURST {
                 log.write(&record);
             }
             spent += began.elapsed();
@@ -577,8 +578,8 @@ fn timing() {
         spent
     });
     let mut spent = Duration::ZERO;
-    for _ in 0..RECORDS / 500 {
-        let records: Vec<Record> = (0..500).map(|_| record.clone()).collect();
+    for _ in 0..RECORDS / BURST {
+        let records: Vec<Record> = (0..BURST).map(|_| record.clone()).collect();
         let began = Instant::now();
         for record in records {
             let _ = sender.try_send(record);

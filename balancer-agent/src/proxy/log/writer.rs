@@ -7,7 +7,7 @@
 //!            first line                    nothing came
 //! asleep --------------> write, linger  --------------> asleep
 //!                          ^       |
-//!                          +-------+  lines came; a buffer is half full: at once
+//!                          +-------+  lines came; a buffer is full enough: at once
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -24,9 +24,11 @@ use super::clock::Clock;
 use crate::proxy::stats::{LogStatus, THREADS_MAX, slot};
 
 /// Bytes that wait in one buffer at most.
-pub(super) const BUFFER_MAX: usize = 1 << 20;
-/// A buffer that grew beyond this gives its memory back.
-const BUFFER_KEPT: usize = 128 << 10;
+pub(super) const BUFFER_MAX: usize = 4 << 20;
+/// Bytes in one buffer that have the thread write at once.
+const BUFFER_FULL: usize = 128 << 10;
+/// A buffer that grew beyond this gives its memory back: fresh memory is dear.
+const BUFFER_KEPT: usize = 512 << 10;
 /// How long the thread gathers lines before it writes them.
 const LINGER: Duration = Duration::from_millis(50);
 /// Pause before something that can't be written is tried again.
@@ -41,7 +43,7 @@ struct Shared {
     shards: Box<[Shard]>,
     /// The thread sleeps until it is woken.
     asleep: AtomicBool,
-    /// A buffer is half full, and the thread has been told.
+    /// A buffer has [`BUFFER_FULL`], and the thread has been told.
     urged: AtomicBool,
     /// Nobody is left who logs.
     ended: AtomicBool,
@@ -131,7 +133,7 @@ impl Writer {
         // thread has seen this line, or this sees that the thread is about to sleep.
         let wake = shared.asleep.load(Ordering::Relaxed)
             && shared.asleep.swap(false, Ordering::AcqRel)
-            || filled > BUFFER_MAX / 2 && !shared.urged.swap(true, Ordering::AcqRel);
+            || filled > BUFFER_FULL && !shared.urged.swap(true, Ordering::AcqRel);
         if wake {
             self.thread.unpark();
         }
