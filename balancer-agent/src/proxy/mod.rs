@@ -21,5 +21,7 @@
 //! - `server.rs`: threads, listeners, reload, drain.
 
 pub mod balance;
+pub mod files;
+pub mod route;
 pub mod sticky;
 pub mod types;
