@@ -25,6 +25,9 @@ pub trait Web: Send + Sync {
     /// Requests that a backend has not answered whole.
     fn in_flight(&self, backend: &BackendName) -> u64;
 
+    /// An operator's word on a backend, once steering has taken it.
+    fn activation(&self, backend: &BackendName, activation: Activation);
+
     /// Has every access log open its file again; one entry per file, in the order of
     /// their names. Waits for the threads that write, a few seconds at most.
     fn reopen_logs(&self) -> Vec<Reopened>;

@@ -101,6 +101,9 @@ pub struct Outgoing<'a> {
     pub headers: &'a HeaderMap,
     /// What the client's `Connection` lists.
     pub listed: &'a Listed,
+    /// Whether a field is left out for another reason: it is told anew in `lines`, or is
+    /// not believed.
+    pub drop: &'a dyn Fn(&HeaderName) -> bool,
     /// Beside those, whole lines, each ended by CRLF.
     pub lines: &'a [u8],
     /// `Upgrade`, when the request asks for it and that is allowed.
@@ -120,6 +123,7 @@ impl Outgoing<'_> {
             && *name != header::HOST
             && *name != header::EXPECT
             && (self.listed.0.is_empty() || !self.listed.contains(name))
+            && !(self.drop)(name)
     }
 
     /// Writes the head.
@@ -489,6 +493,7 @@ mod tests {
             ("content-length", "7"),
             ("cookie", "a=1"),
             ("accept", "*/*"),
+            ("x-dropped", "1"),
             ("cookie", "b=2"),
         ] {
             headers.append(
@@ -503,6 +508,7 @@ mod tests {
             host: b"server.example",
             headers: &headers,
             listed: &listed,
+            drop: &|name| name == "x-dropped",
             lines: b"x-forwarded-for: 192.0.2.1\r\n",
             upgrade: None,
             expects: false,
