@@ -132,6 +132,6 @@ mod tests {
         for (i, cause) in Refused::ALL.into_iter().enumerate() {
             assert_eq!(live.refused(cause), i as u64 + 1, "{}", cause.word());
         }
-        assert_eq!(live.refused_total(), (1..=11).sum());
+        assert_eq!(live.refused_total(), (1..=11).sum::<u64>());
     }
 }
