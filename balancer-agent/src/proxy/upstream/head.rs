@@ -418,7 +418,7 @@ mod tests {
 
     #[test]
     fn framings() {
-        let framing = |text| parse(text).map(|head| head.unwrap().framing);
+        let framing = |text: &str| parse(text).map(|head| head.unwrap().framing);
         for (text, want) in [
             ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", Framing::Length(5)),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n", Framing::Chunked),
