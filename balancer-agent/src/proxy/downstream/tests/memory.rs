@@ -50,7 +50,9 @@ fn idle_connections() {
         assert_eq!(get(stream, "/x").status, 200);
     });
     measure("half a head", &mut |stream| {
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: y").unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: y")
+            .unwrap();
     });
 }
 
