@@ -59,9 +59,8 @@ where
     let mut leaving: Vec<Leaving> = Vec::new();
     loop {
         let set = watch.borrow_and_update().clone();
-        let stays = |bound: &Arc<Bound>| {
-            !set.draining && set.bound.iter().any(|b| Arc::ptr_eq(b, bound))
-        };
+        let stays =
+            |bound: &Arc<Bound>| !set.draining && set.bound.iter().any(|b| Arc::ptr_eq(b, bound));
         for gone in open.extract_if(.., |open| !stays(&open.door.bound)) {
             gone.stop.notify_one();
             let time = gone.door.bound.settings.load().drain;
@@ -127,8 +126,7 @@ where
     H: Handler,
     F: Fn(&Arc<str>) -> Rc<H>,
 {
-    let socket = bound.take_socket(thread)?;
-    let listener = match TcpListener::from_std(socket) {
+    let listener = match bound.socket(thread)?.and_then(TcpListener::from_std) {
         Ok(listener) => listener,
         Err(error) => {
             // The other threads go on.
@@ -198,7 +196,9 @@ async fn accept<H: Handler>(
     }
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, peer)) = listener.accept() {
-            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            let stream = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
                 begin(stream, peer, &door, &handler);
             }
@@ -230,14 +230,7 @@ fn passing(error: &io::Error) -> bool {
 fn begin<H: Handler>(stream: TcpStream, peer: SocketAddr, door: &Rc<Door>, handler: &Rc<H>) {
     match Ticket::take(door) {
         Ok(ticket) => {
-            let handler = Rc::clone(handler);
-            tokio::task::spawn_local(connection::serve(
-                stream,
-                peer,
-                ticket,
-                Rc::clone(door),
-                handler,
-            ));
+            connection::begin(stream, peer, ticket, Rc::clone(door), Rc::clone(handler));
         }
         Err(cause) => refuse(stream, door, cause),
     }

@@ -42,16 +42,16 @@ enum After {
     /// Nothing.
     Over,
     /// Parked, or hyper made anew.
-    Park(GuardIo),
+    Park(Box<GuardIo>),
 }
 
 /// Serves a connection to its end; or gives the socket back when the client speaks HTTP/2.
 pub(super) async fn serve<H: Handler>(
-    mut io: GuardIo,
+    mut io: Box<GuardIo>,
     state: Rc<State>,
     handler: Rc<H>,
     versions: (bool, bool),
-) -> Option<GuardIo> {
+) -> Option<Box<GuardIo>> {
     let mut first = Some(versions);
     loop {
         let upgrade = match arrive(&mut io, &state, first).await {
@@ -108,7 +108,7 @@ fn builder(limits: &Limits) -> Builder {
     builder
 }
 
-async fn with_hyper<H: Handler>(io: GuardIo, state: Rc<State>, handler: Rc<H>) -> After {
+async fn with_hyper<H: Handler>(io: Box<GuardIo>, state: Rc<State>, handler: Rc<H>) -> After {
     let builder = builder(&state.settings().frontend.limits);
     let service = service_fn(|request| answer(request, Rc::clone(&state), Rc::clone(&handler)));
     let mut hyper: Hyper<_, _> = builder.serve_connection(io, service);
@@ -126,7 +126,7 @@ async fn with_hyper<H: Handler>(io: GuardIo, state: Rc<State>, handler: Rc<H>) -
     }
 }
 
-async fn with_upgrades<H: Handler>(io: GuardIo, state: Rc<State>, handler: Rc<H>) -> After {
+async fn with_upgrades<H: Handler>(io: Box<GuardIo>, state: Rc<State>, handler: Rc<H>) -> After {
     let builder = builder(&state.settings().frontend.limits);
     let service = service_fn(|request| answer(request, Rc::clone(&state), Rc::clone(&handler)));
     let io = OwnThread::new(io);
@@ -134,17 +134,24 @@ async fn with_upgrades<H: Handler>(io: GuardIo, state: Rc<State>, handler: Rc<H>
     state.upgradable.set(true);
     // The socket does not come back from this one: an idle connection is not parked, it only
     // keeps its time.
-    poll_fn(|cx| match drive(&mut hyper, &state, cx, UpgradeableConnection::graceful_shutdown) {
-        Poll::Ready(true) => {
-            let deadline = state.head_deadline();
-            state.timer.set(deadline);
-            match deadline <= state.timer.now() {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
+    poll_fn(|cx| {
+        match drive(
+            &mut hyper,
+            &state,
+            cx,
+            UpgradeableConnection::graceful_shutdown,
+        ) {
+            Poll::Ready(true) => {
+                let deadline = state.head_deadline();
+                state.timer.set(deadline);
+                match deadline <= state.timer.now() {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
             }
+            Poll::Ready(false) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
         }
-        Poll::Ready(false) => Poll::Ready(()),
-        Poll::Pending => Poll::Pending,
     })
     .await;
     After::Over
@@ -165,9 +172,8 @@ where
     if state.door.cut.get() {
         return Poll::Ready(false);
     }
-    if state.door.closing.get() {
-        graceful(Pin::new(&mut *hyper));
-    }
+    let mut told = false;
+    let mut again = true;
     loop {
         match Pin::new(&mut *hyper).poll(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(false),
@@ -177,11 +183,18 @@ where
             }
             Poll::Pending => {}
         }
+        // Not before hyper was polled: it would close without having read what is there.
+        if state.door.closing.get() && !told {
+            told = true;
+            graceful(Pin::new(&mut *hyper));
+            continue;
+        }
         if state.rebuild.get() && state.between() {
             return Poll::Ready(true);
         }
         // hyper sleeps between requests; it has to read once more to meet the refusal.
-        if let Some(_refusal) = state.refusal.get().filter(|_| state.between()) {
+        if again && state.refusal.get().is_some() && state.between() {
+            again = false;
             continue;
         }
         if !state.timer.due() {
@@ -209,7 +222,9 @@ async fn answer<H: Handler>(
     // Made first: it counts the request's end, in whatever way that comes.
     let sent = Sent::new(Rc::clone(&state));
     let connection = Rc::clone(&state.connection);
-    let mut response = handler.handle(request.map(Body::Incoming), connection).await;
+    let mut response = handler
+        .handle(request.map(Body::Incoming), connection)
+        .await;
     state.inform.clear();
     if let Some(refusal) = state.body_refusal.get() {
         live.refuse(refusal.cause);
@@ -241,10 +256,7 @@ pub(super) fn refused(refusal: &Refusal) -> Response<Body> {
     let mut response = Response::new(Body::full(format!("{}\n", refusal.reason)));
     *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or_default();
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     if refusal.retry() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }

@@ -158,8 +158,7 @@ impl State {
             let now = self.timer.now();
             self.body_wait.set(Some(now));
             let idle = self.settings().frontend.timeouts.body_idle;
-            self.timer
-                .set_at_latest(now + ticks(idle).min(RATE_WINDOW));
+            self.timer.set_at_latest(now + ticks(idle).min(RATE_WINDOW));
         }
     }
 
@@ -216,6 +215,7 @@ impl State {
             }
             if deadline <= now || slow {
                 self.body_refusal.set(Some(Refusal::BODY_LATE));
+                self.body_wait.set(None);
                 self.timer.set(now + 1);
                 return Verdict::Body;
             }

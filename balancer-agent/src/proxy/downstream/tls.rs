@@ -65,11 +65,7 @@ impl TlsStore {
     ///
     /// # Errors
     /// A file that can't be read, is not what it should be, or does not fit its partner.
-    pub fn load(
-        tls: &Tls,
-        versions: Versions,
-        previous: Option<&Self>,
-    ) -> Result<Self, TlsError> {
+    pub fn load(tls: &Tls, versions: Versions, previous: Option<&Self>) -> Result<Self, TlsError> {
         let mut warnings = Vec::new();
         let mut names = Names::default();
         for files in &tls.certificates {

@@ -16,11 +16,17 @@ fn requests_follow_each_other_on_a_connection() {
     for i in 0..20 {
         let path = format!("/{i}");
         let answer = get(&mut stream, &path);
-        assert_eq!((answer.status, answer.text()), (200, &*format!("you asked for {path}")));
+        assert_eq!(
+            (answer.status, answer.text()),
+            (200, &*format!("you asked for {path}"))
+        );
         assert!(answer.head.to_lowercase().contains("\r\ndate: "));
     }
     let body = bytes(100_000);
-    let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     let answer = ask(&mut stream, [head.as_bytes(), &body].concat());
     assert_eq!(answer.body, body);
     assert_eq!(get(&mut stream, "/x").status, 200);
@@ -41,7 +47,11 @@ fn pipelined_requests_are_answered_in_order() {
     let mut stream = server.connect();
     let mut all = Vec::new();
     for i in 0..100 {
-        let path = if i % 10 == 3 { "/slow".into() } else { format!("/{i}") };
+        let path = if i % 10 == 3 {
+            "/slow".into()
+        } else {
+            format!("/{i}")
+        };
         all.extend(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").bytes());
         all.extend(
             b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
@@ -50,7 +60,11 @@ fn pipelined_requests_are_answered_in_order() {
     all.extend(b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n");
     stream.write_all(&all).unwrap();
     for i in 0..100 {
-        let text = if i % 10 == 3 { "slow".into() } else { format!("you asked for /{i}") };
+        let text = if i % 10 == 3 {
+            "slow".into()
+        } else {
+            format!("you asked for /{i}")
+        };
         assert_eq!(answer(&mut stream).text(), text);
         assert_eq!(answer(&mut stream).text(), "ab");
     }
@@ -74,17 +88,41 @@ fn what_is_refused_is_answered_told_and_closed() {
         ("GET / HTTP/1.1\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nA : b\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", 400),
-        ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\nhello", 400),
-        ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
-        ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n", 413),
-        ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\nExpect: 100-continue\r\n\r\n", 413),
+        (
+            "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\nhello",
+            400,
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            501,
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n",
+            413,
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\nExpect: 100-continue\r\n\r\n",
+            413,
+        ),
         ("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 501),
         ("GET / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
-        ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n", 400),
-        ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
-        ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\nworld!\r\n0\r\n\r\n", 413),
+        (
+            "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+            400,
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\nworld!\r\n0\r\n\r\n",
+            413,
+        ),
     ];
     for (request, status) in cases {
         for pause in [false, true] {
@@ -114,7 +152,11 @@ fn what_is_refused_is_answered_told_and_closed() {
     // Bodies that break were handled already.
     assert_eq!(refused.len(), 2 * (cases.len() - 3) + 2);
     assert!(refused.iter().all(|r| r.2 == Cause::Refused));
-    assert!(refused.iter().any(|r| r.0 == 400 && r.1.starts_with(b"GET / HTTP/1.1\nHost")));
+    assert!(
+        refused
+            .iter()
+            .any(|r| r.0 == 400 && r.1.starts_with(b"GET / HTTP/1.1\nHost"))
+    );
     assert_eq!(*server.log.broken_bodies.lock().unwrap(), 6);
 }
 
@@ -144,7 +186,11 @@ fn bodies_split_at_every_place() {
         }
         let answer = ask(&mut stream, b);
         assert_eq!(answer.status, 200);
-        assert!(answer.text().contains(r#""x-sum": "7""#), "{}", answer.text());
+        assert!(
+            answer.text().contains(r#""x-sum": "7""#),
+            "{}",
+            answer.text()
+        );
     }
     for byte in request.iter().chain(request) {
         stream.write_all(&[*byte]).unwrap();
@@ -207,7 +253,11 @@ fn a_head_that_comes_too_slowly_is_408() {
         trickle.join().unwrap();
     }
     let refused = server.log.refused.lock().unwrap();
-    assert!(refused.iter().all(|r| r.0 == 408 && r.2 == Cause::ClientTimeout));
+    assert!(
+        refused
+            .iter()
+            .all(|r| r.0 == 408 && r.2 == Cause::ClientTimeout)
+    );
     assert_eq!(server.live().refused(Refused::Timeout), 2);
 }
 
@@ -266,7 +316,9 @@ fn a_slow_handler_is_nobodys_fault() {
 fn a_client_that_takes_nothing_is_cut() {
     let server = Server::start(|f| f.timeouts.send = Duration::from_millis(300));
     let mut stream = server.connect();
-    stream.write_all(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
     let live = server.live();
     until("cut", || live.send_timeouts.load(Relaxed) == 1);
     until("closed", || live.connections.load(Relaxed) == 0);
@@ -279,7 +331,9 @@ fn a_client_that_takes_nothing_is_cut() {
 fn a_client_that_goes_away_ends_its_request() {
     let server = Server::start(|_| {});
     let mut stream = server.connect();
-    stream.write_all(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
     let live = server.live();
     until("begun", || live.in_flight.load(Relaxed) == 1);
     drop(stream);
@@ -292,14 +346,24 @@ fn expect_head_options_and_http_1_0() {
     let server = Server::start(|_| {});
     let mut stream = server.connect();
     stream
-        .write_all(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        .write_all(
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n",
+        )
         .unwrap();
-    assert_eq!(read_head(&mut stream).unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(
+        read_head(&mut stream).unwrap(),
+        "HTTP/1.1 100 Continue\r\n\r\n"
+    );
     assert_eq!(ask(&mut stream, "hi").text(), "hi");
-    stream.write_all(b"HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    stream
+        .write_all(b"HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
     let head = read_head(&mut stream).unwrap();
     assert!(head.to_lowercase().contains("content-length: 16"), "{head}");
-    assert_eq!(ask(&mut stream, "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+    assert_eq!(
+        ask(&mut stream, "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").status,
+        200
+    );
     let answer = ask(&mut stream, "GET /x HTTP/1.0\r\n\r\n");
     assert_eq!(answer.status, 200);
     assert!(at_end(&mut stream));
@@ -317,7 +381,10 @@ fn early_hints_come_before_the_response_they_belong_to() {
     stream.write_all(request.repeat(3).as_bytes()).unwrap();
     for _ in 0..3 {
         let hints = read_head(&mut stream).unwrap();
-        assert_eq!(hints, "HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n");
+        assert_eq!(
+            hints,
+            "HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n"
+        );
         assert_eq!(answer(&mut stream).text(), "hinted");
     }
 }
@@ -325,7 +392,8 @@ fn early_hints_come_before_the_response_they_belong_to() {
 #[test]
 fn upgrades_become_tunnels_with_every_byte() {
     let server = Server::start(|_| {});
-    let upgrade = "GET /upgrade HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+    let upgrade =
+        "GET /upgrade HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
     for (before, early) in [(0, true), (0, false), (1, true), (2, false)] {
         let mut stream = server.connect();
         for _ in 0..before {

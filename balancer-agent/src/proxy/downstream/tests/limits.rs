@@ -116,7 +116,11 @@ fn a_proxy_header_names_the_client() {
     let own = stream.local_addr().unwrap();
     assert!(who.text().starts_with(&format!("{own} {}", server.address)));
     // None, a wrong one, and one that never ends.
-    for bytes in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "PROXY x\r\n", "PROXY TCP4"] {
+    for bytes in [
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "PROXY x\r\n",
+        "PROXY TCP4",
+    ] {
         let mut stream = server.connect();
         stream.write_all(bytes.as_bytes()).unwrap();
         let mut rest = Vec::new();

@@ -13,13 +13,23 @@ use crate::proxy::downstream::Listeners;
 fn an_address_that_is_taken_is_told() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
-    let error = Listeners::prepare(&http(vec![frontend(address)]), None).err().unwrap();
+    let error = Listeners::prepare(&http(vec![frontend(address)]), None)
+        .err()
+        .unwrap();
     let text = error.to_string();
-    assert!(text.starts_with(&format!("frontend \"web\": can't listen on {address}: ")), "{text}");
+    assert!(
+        text.starts_with(&format!("frontend \"web\": can't listen on {address}: ")),
+        "{text}"
+    );
     assert!(text.contains("another program listens there"), "{text}");
     let nowhere = "192.0.2.1:80".parse().unwrap();
-    let error = Listeners::prepare(&http(vec![frontend(nowhere)]), None).err().unwrap();
-    assert!(error.to_string().contains("no interface has this address"), "{error}");
+    let error = Listeners::prepare(&http(vec![frontend(nowhere)]), None)
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("no interface has this address"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -67,7 +77,8 @@ fn a_removed_frontend_drains_and_a_new_one_serves() {
     let mut idle = server.connect();
     assert_eq!(get(&mut idle, "/x").status, 200);
     let mut busy = server.connect();
-    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
     let live = server.live();
     until("begun", || live.in_flight.load(Relaxed) == 1);
     let new = free();
@@ -104,7 +115,9 @@ fn a_drain_finishes_what_runs_and_resets_nobody() {
     let address = server.address;
     let mut slow: Vec<_> = (0..10).map(|_| server.connect()).collect();
     for stream in &mut slow {
-        stream.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream
+            .write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
     }
     let live = server.live();
     until("begun", || live.in_flight.load(Relaxed) == 10);
@@ -119,7 +132,10 @@ fn a_drain_finishes_what_runs_and_resets_nobody() {
                     let Ok(mut stream) = TcpStream::connect(address) else {
                         break;
                     };
-                    if stream.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").is_err() {
+                    if stream
+                        .write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+                        .is_err()
+                    {
                         break;
                     }
                     match try_answer(&mut stream) {
@@ -159,10 +175,14 @@ fn a_drain_has_an_end() {
     all.drain_timeout = Duration::from_millis(500);
     let mut server = Server::run(all);
     let mut never = server.connect();
-    never.write_all(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    never
+        .write_all(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
     let mut tunnel = server.connect();
     tunnel
-        .write_all(b"GET /upgrade HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+        .write_all(
+            b"GET /upgrade HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n",
+        )
         .unwrap();
     read_head(&mut tunnel).unwrap();
     let live = server.live();

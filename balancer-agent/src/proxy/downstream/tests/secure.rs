@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use rcgen::{CertificateParams, CertifiedIssuer, DnType, IsCa, BasicConstraints, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tempfile::TempDir;
@@ -25,7 +25,9 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "authority");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "authority");
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let dir = TempDir::new().unwrap();
         std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
@@ -114,7 +116,9 @@ fn certificate_of(stream: &Secure) -> Vec<u8> {
 
 fn written(files: &CertificateFiles) -> Vec<u8> {
     use rustls_pki_types::pem::PemObject;
-    CertificateDer::from_pem_file(&files.certificate).unwrap().to_vec()
+    CertificateDer::from_pem_file(&files.certificate)
+        .unwrap()
+        .to_vec()
 }
 
 #[test]
@@ -135,7 +139,11 @@ fn certificates_go_by_name() {
         let mut stream = handshake(&server, &config, name).unwrap();
         assert_eq!(certificate_of(&stream), written(files), "{name}");
         let who = get(&mut stream, "/who");
-        assert!(who.text().contains("TLSv1.3") && who.text().contains(name), "{}", who.text());
+        assert!(
+            who.text().contains("TLSv1.3") && who.text().contains(name),
+            "{}",
+            who.text()
+        );
     }
     // No certificate fits: the first one is shown, and the client does not like it.
     for name in ["other.example", "a.b.wild.example"] {
@@ -172,7 +180,9 @@ fn old_versions_and_other_protocols_are_refused() {
     let files = ca.issue("a", &["a.example"]);
     let mut strict = tls(vec![files]);
     strict.minimum = TlsVersion::V1_3;
-    let server = Server::with_tls(strict, |f| f.timeouts.handshake = Duration::from_millis(300));
+    let server = Server::with_tls(strict, |f| {
+        f.timeouts.handshake = Duration::from_millis(300)
+    });
     let mut old = ca.client(&[], false);
     assert!(handshake(&server, &Arc::new(old.clone()), "a.example").is_ok());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -186,7 +196,9 @@ fn old_versions_and_other_protocols_are_refused() {
     assert!(handshake(&server, &only, "a.example").is_err());
     // Plain HTTP, and nothing at all.
     let mut plain = server.connect();
-    plain.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    plain
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
     let mut rest = Vec::new();
     let _ = plain.read_to_end(&mut rest);
     assert!(!rest.starts_with(b"HTTP"));
@@ -212,25 +224,29 @@ fn clients_show_certificates_where_they_have_to() {
         let server = Server::with_tls(setup, |_| {});
         let ask = |config: ClientConfig| {
             let mut stream = handshake(&server, &Arc::new(config), "a.example").ok()?;
-            stream.write_all(b"GET /who HTTP/1.1\r\nHost: a\r\n\r\n").ok()?;
+            stream
+                .write_all(b"GET /who HTTP/1.1\r\nHost: a\r\n\r\n")
+                .ok()?;
             // In TLS 1.3 the client learns of it here.
             let answer = try_answer(&mut stream).ok()?;
             Some(answer.text().contains("client_certificate: Some"))
         };
         let shown = auth != ClientAuth::Off;
         assert_eq!(ask(ca.client(&[], true)), with.then_some(shown), "{auth:?}");
-        assert_eq!(ask(ca.client(&[], false)), without.then_some(false), "{auth:?}");
+        assert_eq!(
+            ask(ca.client(&[], false)),
+            without.then_some(false),
+            "{auth:?}"
+        );
         let mut stranger = other.client(&[], true);
         // It trusts us, we do not trust it.
         let mut roots = RootCertStore::empty();
         roots.add(ca.issuer.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
-            Arc::new(roots),
-            provider,
-        )
-        .build()
-        .unwrap();
+        let verifier =
+            rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .unwrap();
         stranger.dangerous().set_certificate_verifier(verifier);
         assert_eq!(ask(stranger), foreign.then_some(shown), "{auth:?}");
     }
@@ -286,11 +302,17 @@ fn what_is_wrong_with_files_is_told() {
     };
     let missing = ca.path("missing.pem");
     let error = with(&missing, &good.key);
-    assert!(error.starts_with(&text(&missing)) && error.contains("No such file"), "{error}");
+    assert!(
+        error.starts_with(&text(&missing)) && error.contains("No such file"),
+        "{error}"
+    );
     let junk = ca.path("junk.pem");
     std::fs::write(&junk, "hello").unwrap();
     let error = with(&junk, &good.key);
-    assert!(error.starts_with(&text(&junk)) && error.contains("no certificate in PEM"), "{error}");
+    assert!(
+        error.starts_with(&text(&junk)) && error.contains("no certificate in PEM"),
+        "{error}"
+    );
     let error = with(&good.key, &good.key);
     assert!(error.contains("no certificate"), "{error}");
     let error = with(&good.certificate, &good.certificate);
@@ -298,11 +320,21 @@ fn what_is_wrong_with_files_is_told() {
     assert!(error.contains("no private key"), "{error}");
     let error = with(&good.certificate, &other.key);
     assert!(error.starts_with(&text(&other.key)), "{error}");
-    assert!(error.contains("is not the key of the certificate in"), "{error}");
+    assert!(
+        error.contains("is not the key of the certificate in"),
+        "{error}"
+    );
     let broken = ca.path("broken.pem");
-    std::fs::write(&broken, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    std::fs::write(
+        &broken,
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    )
+    .unwrap();
     let error = with(&broken, &good.key);
-    assert!(error.contains(&text(&broken)) || error.contains(&text(&good.key)), "{error}");
+    assert!(
+        error.contains(&text(&broken)) || error.contains(&text(&good.key)),
+        "{error}"
+    );
     let mut auth = tls(vec![good.clone()]);
     auth.client_auth = ClientAuth::Required(missing.clone());
     let error = load(&auth).err().unwrap();

@@ -15,9 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
 
-use crate::model::http::{
-    ClientTimeouts, Forwarded, Http, HttpFrontend, Limits, Tls, Versions,
-};
+use crate::model::http::{ClientTimeouts, Forwarded, Http, HttpFrontend, Limits, Tls, Versions};
 use crate::proxy::downstream::{FrontendLive, Handler, Listeners};
 use crate::proxy::types::{Body, Cause, Connection};
 
@@ -130,7 +128,10 @@ pub struct Server {
 
 /// A port that was free a moment ago.
 pub fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 /// A frontend with nothing special.
@@ -299,7 +300,11 @@ pub fn try_answer(stream: &mut impl Read) -> std::io::Result<Answer> {
     let status = head[9..12].parse().unwrap();
     let length = head
         .lines()
-        .find_map(|l| l.to_lowercase().strip_prefix("content-length: ").map(str::to_owned))
+        .find_map(|l| {
+            l.to_lowercase()
+                .strip_prefix("content-length: ")
+                .map(str::to_owned)
+        })
         .map_or(0, |n| n.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;

@@ -25,7 +25,9 @@ fn empty() -> Body {
 }
 
 fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|e| match e {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|e| match e {})
+        .boxed_unsync()
 }
 
 fn run<F: Future<Output = ()>>(future: F) {
@@ -70,7 +72,10 @@ fn streams_run_side_by_side() {
             async move {
                 let body = bytes(1 + i * 1000);
                 let path = if i % 10 == 0 { "/slow" } else { "/echo" };
-                let response = send.send_request(to(path, full(body.clone()))).await.unwrap();
+                let response = send
+                    .send_request(to(path, full(body.clone())))
+                    .await
+                    .unwrap();
                 assert_eq!(response.version(), Version::HTTP_2);
                 let (status, answer) = text(response).await;
                 assert_eq!(status, 200);
@@ -98,7 +103,7 @@ fn alpn_chooses_the_version() {
     for (http1, http2, alpn, agreed) in [
         (true, true, &[&b"h2"[..], b"http/1.1"][..], &b"h2"[..]),
         (true, false, &[&b"h2"[..], b"http/1.1"][..], b"http/1.1"),
-        (false, true, &[b"h2"][..], b"h2"),
+        (false, true, &[&b"h2"[..]][..], b"h2"),
     ] {
         let server = Server::with_tls(tls(vec![files.clone()]), |f| {
             f.versions = Versions { http1, http2 };
@@ -107,14 +112,20 @@ fn alpn_chooses_the_version() {
         run(async {
             let stream = TcpStream::connect(server.address).await.unwrap();
             let name = "a.example".try_into().unwrap();
-            let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.unwrap();
+            let stream = tokio_rustls::TlsConnector::from(config)
+                .connect(name, stream)
+                .await
+                .unwrap();
             assert_eq!(stream.get_ref().1.alpn_protocol(), Some(agreed));
             if agreed == b"h2" {
                 let io = TokioIo::new(stream);
                 let (mut send, connection) =
-                    hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+                    hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
+                        .await
+                        .unwrap();
                 tokio::spawn(connection);
-                let (status, body) = text(send.send_request(to("/who", empty())).await.unwrap()).await;
+                let (status, body) =
+                    text(send.send_request(to("/who", empty())).await.unwrap()).await;
                 assert_eq!(status, 200);
                 assert!(String::from_utf8(body).unwrap().contains("a.example"));
             }
@@ -128,7 +139,12 @@ fn only_http_2_where_only_that_is_spoken() {
     assert_eq!(get(&mut server.connect(), "/x").status, 505);
     run(async {
         let mut send = plain(&server).await;
-        assert_eq!(text(send.send_request(to("/x", empty())).await.unwrap()).await.0, 200);
+        assert_eq!(
+            text(send.send_request(to("/x", empty())).await.unwrap())
+                .await
+                .0,
+            200
+        );
     });
 }
 
@@ -143,7 +159,10 @@ fn limits_hold_for_streams() {
     run(async {
         let mut send = plain(&server).await;
         // Told in advance, and found out.
-        let response = send.send_request(to("/echo", full(bytes(1001)))).await.unwrap();
+        let response = send
+            .send_request(to("/echo", full(bytes(1001))))
+            .await
+            .unwrap();
         assert_eq!(response.status(), 413);
         let pieces = (0..2).map(|_| Ok(Frame::data(bytes(600))));
         let body = StreamBody::new(futures::stream::iter(pieces)).boxed_unsync();
@@ -162,9 +181,14 @@ fn limits_hold_for_streams() {
         let response = send.send_request(to(&long, empty())).await.unwrap();
         assert_eq!(response.status(), 414);
         let mut other = to("/x", empty());
-        other.headers_mut().insert("host", "b.example".parse().unwrap());
+        other
+            .headers_mut()
+            .insert("host", "b.example".parse().unwrap());
         assert_eq!(send.send_request(other).await.unwrap().status(), 400);
-        let response = send.send_request(to("/echo", full(bytes(1000)))).await.unwrap();
+        let response = send
+            .send_request(to("/echo", full(bytes(1000))))
+            .await
+            .unwrap();
         assert_eq!(text(response).await.0, 200);
     });
     let live = server.live();
@@ -173,7 +197,11 @@ fn limits_hold_for_streams() {
     assert_eq!(live.refused(Refused::HeadTooLarge), 2);
     assert_eq!(live.refused(Refused::Malformed), 1);
     let refused = server.log.refused.lock().unwrap();
-    assert!(refused.iter().any(|r| r.1.starts_with(b"POST /x HTTP/2.0\r\nhost: a.example")));
+    assert!(
+        refused
+            .iter()
+            .any(|r| r.1.starts_with(b"POST /x HTTP/2.0\r\nhost: a.example"))
+    );
 }
 
 #[test]
@@ -192,7 +220,12 @@ fn streams_that_are_taken_back_end_their_requests() {
         while live.in_flight.load(Relaxed) > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(text(send.send_request(to("/x", empty())).await.unwrap()).await.0, 200);
+        assert_eq!(
+            text(send.send_request(to("/x", empty())).await.unwrap())
+                .await
+                .0,
+            200
+        );
         assert_eq!(*server.log.dropped.lock().unwrap(), 5);
     });
 }
@@ -231,7 +264,11 @@ fn rapid_resets_end_the_connection() {
     stream.write_all(&frame(4, 0, 0, &[])).unwrap();
     let closed = until_closed(stream, |i| {
         let id = 2 * i + 1;
-        [frame(1, 5, id, NEVER), frame(3, 0, id, &8_u32.to_be_bytes())].concat()
+        [
+            frame(1, 5, id, NEVER),
+            frame(3, 0, id, &8_u32.to_be_bytes()),
+        ]
+        .concat()
     });
     assert!(closed, "a hundred thousand resets were taken");
     let live = server.live();
@@ -274,7 +311,9 @@ fn times_hold_for_connections() {
     // It asks, but opens no window.
     let mut stuck = server.connect();
     stuck.write_all(PREFACE).unwrap();
-    stuck.write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])).unwrap();
+    stuck
+        .write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]))
+        .unwrap();
     let big = b"\x82\x86\x04\x04/big\x01\x01a";
     stuck.write_all(&frame(1, 5, 1, big)).unwrap();
     until("cut", || live.send_timeouts.load(Relaxed) == 1);
