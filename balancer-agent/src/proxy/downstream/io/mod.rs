@@ -290,7 +290,11 @@ impl GuardIo {
     ) -> Poll<io::Result<()>> {
         loop {
             if !self.answer.is_empty() {
-                // hyper sees the end; what is to be said is said in `poll_shutdown`.
+                // hyper sees the end; what is to be said is said in `poll_shutdown`. It is not
+                // called after a request for an upgrade that was not granted.
+                if self.state.upgradable.get() {
+                    ready!(self.poll_close(cx));
+                }
                 return Poll::Ready(Ok(()));
             }
             if self.state.body_refusal.get().is_some() {
