@@ -269,10 +269,7 @@ fn the_status_tells_of_requests_limits_and_logs() {
     assert_eq!(front["statuses"]["5xx"], 1, "{front:#}");
     assert_eq!(front["refused"]["malformed"], 1, "{front:#}");
     assert_eq!(front["causes"]["refused"], 1, "{front:#}");
-    assert!(
-        front["bytes_out"].as_u64().unwrap() >= 15,
-        "{front:#}"
-    );
+    assert!(front["bytes_out"].as_u64().unwrap() >= 15, "{front:#}");
     assert!(front["connections_limit"].as_u64().unwrap() > 0);
     let pool = &http["pools"][0];
     assert_eq!(pool["name"], "app");
