@@ -4,7 +4,7 @@
 //! Counting is cheap (relaxed atomics, padded per thread where requests add to them) and
 //! never waits; a status that is put together while requests run need not add up exactly.
 
-mod build;
+pub mod build;
 mod counts;
 
 use std::collections::BTreeMap;
@@ -136,6 +136,10 @@ pub struct HttpPoolStatus {
     pub retries: u64,
     /// Attempts that the budget did not allow.
     pub retries_refused: u64,
+    /// Sessions that went to another backend than theirs.
+    pub rebound: u64,
+    /// Cookies of the balancer's own that were forged, damaged, or made with another key.
+    pub invalid_cookies: u64,
     /// Tables of sessions.
     pub tables: Vec<TableStatus>,
     /// In the order of the file.

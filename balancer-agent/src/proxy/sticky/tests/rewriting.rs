@@ -174,7 +174,7 @@ fn deletion_is_left_alone_and_ends_what_was_remembered() {
 fn servers_without_routes_become_sticky() {
     let view = Spec("s1 s2").view(route(false));
     let first = exchange(&view, "/", &[], &[("set-cookie", "JSESSIONID=ABC; Path=/")]);
-    let route = first.backend;
+    let route = first.backend.clone();
     assert_eq!(first.set(), [format!("JSESSIONID=ABC.{route}; Path=/")]);
     let sent = format!("a=b; JSESSIONID=ABC.{route}");
     for _ in 0..4 {
