@@ -162,9 +162,11 @@ fn requests_are_logged_without_their_session_ids() {
     assert!(hello.ends_with("hello"), "{hello}");
     let nobody = agent.get("/app/x;jsessionid=A1B2C3D4E5F60718.s1");
     assert!(nobody.starts_with("HTTP/1.1 50"), "{nobody}");
+    let head = agent.ask("HEAD /head HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    assert!(head.contains("content-length: 5"), "{head}");
     let bad = agent.ask("GET / HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n");
     assert!(bad.starts_with("HTTP/1.1 400 "), "{bad}");
-    wait("three lines", || agent.lines("access.log").len() >= 3);
+    wait("all lines", || agent.lines("access.log").len() >= 4);
 
     let lines = agent.lines("access.log");
     let line = |with: &str| {
@@ -183,6 +185,11 @@ fn requests_are_logged_without_their_session_ids() {
     let second = line("\"GET /app/x;");
     assert!(second.contains(" backend=app/s1 route=s1 "), "{second}");
     assert!(second.ends_with(" cause=connect-failed"), "{second}");
+    let head = line("\"HEAD /head");
+    assert!(
+        head.contains("\" 200 - ") && head.ends_with(" cause=done"),
+        "{head}"
+    );
     assert!(line("\" 400 ").ends_with(" cause=refused"));
     assert!(!lines.concat().contains("C3D4E5"), "{lines:#?}");
 }

@@ -148,7 +148,10 @@ fn backends(backends: &[BackendStatus]) -> Table {
     ]);
     right(&mut table, 6..7);
     for b in backends {
-        let [address, activation, health, since, because] = backend_state(b);
+        let [address, activation, health, since, mut because] = backend_state(b);
+        if let (Health::Up, Some(problem)) = (b.health, &b.hop_problem) {
+            because += &format!("; routed by the kernel: {problem}");
+        }
         let what = [
             b.name.clone(),
             address,
@@ -168,13 +171,10 @@ fn backends(backends: &[BackendStatus]) -> Table {
 /// A backend's address, activation, health, for how long, and why.
 fn backend_state(b: &BackendStatus) -> [String; 5] {
     // Of one that never passed a check, its last one says more.
-    let mut because = match &b.last_check {
+    let because = match &b.last_check {
         Some(last) if b.health == Health::Down && b.checks == b.checks_failed => last.clone(),
         _ => b.health_reason.clone(),
     };
-    if let (Health::Up, Some(problem)) = (b.health, &b.hop_problem) {
-        because += &format!("; routed by the kernel: {problem}");
-    }
     let operator = if b.overridden { " (operator)" } else { "" };
     [
         b.address.to_string(),

@@ -115,15 +115,18 @@ fn troubles(frontends: &[HttpFrontendStatus]) -> String {
 }
 
 fn backends(backends: &[HttpBackendStatus], known: &[BackendStatus]) -> Table {
-    const COUNTS: [&str; 7] = [
+    let mut counts = vec![
         "In flight",
         "Requests",
         "Of these again",
         "Answers",
         "Failed",
         "Client gone",
-        "Sessions",
     ];
+    let counted = backends.iter().any(|b| b.sessions.is_some());
+    if counted {
+        counts.push("Sessions");
+    }
     let what = [
         "Name",
         "Route",
@@ -133,8 +136,8 @@ fn backends(backends: &[HttpBackendStatus], known: &[BackendStatus]) -> Table {
         "For",
         "Because",
     ];
-    let mut table = table(&[&what[..], &COUNTS].concat());
-    right(&mut table, what.len()..what.len() + COUNTS.len());
+    let mut table = table(&[&what[..], &counts].concat());
+    right(&mut table, what.len()..what.len() + counts.len());
     for b in backends {
         let row = match known.iter().find(|known| known.name == b.name) {
             Some(known) => {
@@ -188,8 +191,10 @@ fn backends(backends: &[HttpBackendStatus], known: &[BackendStatus]) -> Table {
                 false => failed.join(", "),
             },
             b.client_aborted.to_string(),
-            b.sessions.map_or("-".into(), |n| n.to_string()),
         ]);
+        if counted {
+            row.push(b.sessions.map_or("-".into(), |n| n.to_string()));
+        }
         table.add_row(row);
     }
     table

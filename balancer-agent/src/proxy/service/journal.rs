@@ -21,6 +21,8 @@ pub struct Journal {
     bytes_out: u64,
     timings: Timings,
     retries: u32,
+    /// A response without body, whatever its head says: nobody takes it to its end.
+    bodyless: bool,
     ended: bool,
 }
 
@@ -71,6 +73,7 @@ impl Journal {
             bytes_out: 0,
             timings: Timings::default(),
             retries: 0,
+            bodyless: parts.method == Method::HEAD,
             ended: false,
         }
     }
@@ -125,7 +128,9 @@ impl Journal {
 
     /// More bytes of the response's body.
     pub fn sent(&mut self, bytes: usize) {
-        self.bytes_out += bytes as u64;
+        if !self.bodyless {
+            self.bytes_out += bytes as u64;
+        }
     }
 
     /// Bytes of a tunnel, on top of those of bodies.
@@ -156,7 +161,10 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.end(Cause::ClientAborted);
+        self.end(match self.bodyless && self.status != 0 {
+            true => Cause::Done,
+            false => Cause::ClientAborted,
+        });
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads the counters of frontends and pools into what the status shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::counts::{FrontendCounts, Sums};
@@ -74,7 +74,11 @@ pub fn pool_status(view: &PoolView) -> HttpPoolStatus {
     let live = &view.live;
     let queue = &live.queue;
     let now = clock::now();
-    let backends: Vec<_> = view.backends.iter().map(|b| backend(b, now)).collect();
+    let sessions = sessions(view);
+    let backends = view.backends.iter();
+    let backends: Vec<_> = backends
+        .map(|b| backend(b, now, sessions.as_ref()))
+        .collect();
     HttpPoolStatus {
         name: view.pool.name.to_string(),
         queue: queue.len() as u64,
@@ -109,7 +113,22 @@ fn tables(view: &PoolView) -> Vec<TableStatus> {
     }]
 }
 
-fn backend(view: &BackendView, now: u64) -> HttpBackendStatus {
+/// Bindings by the stable hash of the backend's route; other kinds of stickiness keep none.
+fn sessions(view: &PoolView) -> Option<HashMap<u64, u64>> {
+    let Some(Sticky::Learn(_)) = &view.pool.http.sticky else {
+        return None;
+    };
+    let mut counts = HashMap::new();
+    let bindings = &view.live.sticky.bindings;
+    bindings.for_each(|route| *counts.entry(*route).or_default() += 1);
+    Some(counts)
+}
+
+fn backend(
+    view: &BackendView,
+    now: u64,
+    sessions: Option<&HashMap<u64, u64>>,
+) -> HttpBackendStatus {
     let live = &view.live;
     let until = live.ejected_until();
     HttpBackendStatus {
@@ -128,7 +147,7 @@ fn backend(view: &BackendView, now: u64) -> HttpBackendStatus {
         client_aborted: read(&live.aborted),
         ejected_ms: (until != 0).then(|| until.saturating_sub(now) / 1000),
         ejections: read(&live.ejections),
-        sessions: None,
+        sessions: sessions.map(|counts| counts.get(&view.hash).copied().unwrap_or(0)),
     }
 }
 
@@ -225,7 +244,7 @@ mod tests {
         assert_eq!(backend.in_flight_limit, Some(7));
         assert_eq!((backend.requests, backend.timed_out), (9, 1));
         assert_eq!(backend.statuses, BTreeMap::from([("2xx".to_owned(), 6)]));
-        assert_eq!(backend.ejected_ms, None);
+        assert_eq!((backend.ejected_ms, backend.sessions), (None, None));
         assert_eq!(backend.activation, crate::model::Activation::Drain);
     }
 }

@@ -169,6 +169,15 @@ impl<V: Clone> Table<V> {
         self.len.fetch_add(1, Relaxed);
     }
 
+    /// Shows every value, with those that are expired and not yet found so. Holds a part of
+    /// the table locked at a time, for some microseconds per thousand.
+    pub fn for_each(&self, mut show: impl FnMut(&V)) {
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.entries.iter().for_each(|entry| show(&entry.value));
+        }
+    }
+
     /// Forgets.
     pub fn remove(&self, key: Fingerprint) {
         if self.is_empty() {
