@@ -268,10 +268,10 @@ fn owner(tables: Tables, meta: Meta, needed: u32) -> Option<(*const Backend, u32
     }
 }
 
-/// At home, or else by the tags.
+/// Near its home, or else by the tags.
 #[inline(always)]
 fn find<T: Table>(hash: u64, key: &Key, by: By) -> Option<Found<T>> {
-    match table::at_home::<T>(hash, key, by) {
+    match table::near_home::<T>(hash, key, by) {
         Some(found) => Some(found),
         None => table::find::<T>(hash, key, by),
     }
