@@ -115,7 +115,7 @@ pub fn out(tables: Tables, ingress: u32, ifindex: u32) -> Verdict {
     Verdict::redirect(ifindex)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn fast(ctx: *mut xdp_md) -> Verdict {
     fast::packet(&XdpContext::new(ctx)).unwrap_or(Verdict::UNDECIDED)
 }
