@@ -32,7 +32,7 @@ pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -
     unsafe {
         let key = p.client::<F>(slot);
         if frontend.snat_count != 0
-            || frontend.flags & frontend_flags::CLOSING != 0
+            || frontend.flags & (frontend_flags::CLOSING | frontend_flags::LOCAL) != 0
             || key.port.0 == 0
             || bad_source::<F>(&key.addr)
         {
@@ -115,7 +115,7 @@ unsafe fn take_turn(
         let backend = tables.backend(chosen);
         let word = (&raw const (*backend).state).read_volatile();
         let needed = state::PRESENT | state::USABLE | state::HOP_PLAIN;
-        if word & (needed | state::STOPPED) != needed {
+        if word & (needed | state::STOPPED | state::LOCAL) != needed {
             return None;
         }
         if !atomic::compare_exchange(cursor, position, position + 1) {

@@ -161,6 +161,9 @@ pub mod frontend_flags {
     /// Removed from the configuration: flows that exist go on, new packets pass
     /// to the stack as if the address were not balanced.
     pub const CLOSING: u32 = 2;
+    /// A backend of its is this host itself ([`super::state::LOCAL`]): what belongs to no
+    /// flow may belong to a connection of the host's own stack.
+    pub const LOCAL: u32 = 4;
 }
 
 /// One frontend.
@@ -272,6 +275,9 @@ pub mod state {
     pub const WATCHED: u32 = 1 << 5;
     /// That hop sends an untagged frame without a tag, as most do.
     pub const HOP_PLAIN: u32 = 1 << 6;
+    /// The backend is this host itself: its packets are left to the stack as they came,
+    /// and no flow is kept, as the stack knows its connections.
+    pub const LOCAL: u32 = 1 << 7;
     /// First bit of the slot's generation (8 bits).
     pub const GENERATION_SHIFT: u32 = 24;
 }
