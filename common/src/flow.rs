@@ -395,7 +395,11 @@ impl Lanes {
         } else {
             self.first()
         };
-        if here != 0 { home ^ other as usize } else { far }
+        if here != 0 {
+            home ^ other as usize
+        } else {
+            far
+        }
     }
 }
 
