@@ -11,6 +11,7 @@ use common::counters::Reason;
 use common::flow::{Bucket, Flow4, Flow6, Lanes, Meta, ROOMY, Tags, flags};
 use common::hash;
 use common::limits::FLOW_BUCKET_ENTRIES;
+use common::tables::HANDS_IN_WORD;
 
 /// One of the tables.
 pub trait Table {
@@ -89,13 +90,16 @@ fn longest_idle<E: Entry>(_: u32, bucket: *mut E, now: u32) -> usize {
 /// table. Two CPUs at once may get the same turn, and one finds it taken.
 #[inline(always)]
 fn turn(index: u32, _: *mut Flow6, _: u32) -> usize {
-    let Some(hand) = HANDS.get_ptr_mut(index) else {
+    let Some(hands) = HANDS.get_ptr_mut(index / HANDS_IN_WORD) else {
         return 0;
     };
     // SAFETY: in the map's value.
     unsafe {
+        let hand = hands
+            .cast::<u8>()
+            .wrapping_add((index % HANDS_IN_WORD) as usize);
         let at = hand.read_volatile();
-        hand.write_volatile(at + 1);
+        hand.write_volatile(at.wrapping_add(1));
         at as usize & (FLOW_BUCKET_ENTRIES - 1)
     }
 }

@@ -30,8 +30,8 @@ pub mod names {
     pub const TAGS6: &str = "TAGS6";
     /// `Array<Tags>`, beside the buckets of `HALF_OPEN`.
     pub const TAGS_HALF_OPEN: &str = "TAGS_HALF_OPEN";
-    /// `Array<u64>`: for each bucket of `HALF_OPEN`, whose turn it is to give way. The
-    /// program's own: not pinned.
+    /// `Array<u64>`: for each bucket of `HALF_OPEN` a byte, [`super::HANDS_IN_WORD`] to a
+    /// word, whose turn it is to give way. The program's own: not pinned.
     pub const HANDS: &str = "HANDS";
     /// `LruHash<FragmentKey, u32>`: ports of fragmented datagrams.
     pub const FRAGMENTS: &str = "FRAGMENTS";
@@ -60,6 +60,9 @@ pub mod names {
     /// The read-only global that holds [`super::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
 }
+
+/// Hands in a word of `HANDS`: small enough together to stay in a near cache.
+pub const HANDS_IN_WORD: u32 = 8;
 
 /// Everything that the agent writes and the program reads at fixed sizes: the value
 /// of one map, so that a packet finds all of it by one lookup and additions.
