@@ -35,7 +35,7 @@ use crate::config;
 use crate::dataplane::Tables;
 use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
 use crate::dataplane::object;
-use crate::model::{BackendName, Config, Mode};
+use crate::model::{BackendName, Config};
 use crate::nexthop::{NextHops, Watcher};
 use crate::prober::{Limits, Prober, Target};
 use crate::reconcile::{Desired, Reconciler};
@@ -341,7 +341,7 @@ fn load_overrides(store: &Store, config: &Config) -> Overrides {
 }
 
 fn steers(config: &Config) -> bool {
-    !config.xdp.interfaces.is_empty() || config.frontends.iter().any(|f| f.mode == Mode::Xdp)
+    !config.xdp.interfaces.is_empty() || !config.frontends.is_empty()
 }
 
 fn open_kernel(config: &Config) -> anyhow::Result<Option<Arc<Kernel>>> {

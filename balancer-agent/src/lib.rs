@@ -10,5 +10,6 @@ pub mod dataplane;
 pub mod model;
 pub mod nexthop;
 pub mod prober;
+pub mod proxy;
 pub mod reconcile;
 pub mod steering;

@@ -7,6 +7,9 @@ use std::path::Path;
 
 use balancer_agent::config;
 
+#[path = "config_mistakes/http.rs"]
+mod http;
+
 const BASE: &str = r#"[xdp]
 interfaces = ["eth0", "eth1"]
 
@@ -75,7 +78,7 @@ const SYNTAX: &[Mistake] = &[
 #[rustfmt::skip]
 const STRUCTURE: &[Mistake] = &[
     ("weight = 2", "wieght = 2", 32, 1, "unknown key `wieght`", "`weight`"),
-    ("weight = 2", "colour = 2", 32, 1, "unknown key `colour`", "one of `name`, `address`, `weight` or `activation`"),
+    ("weight = 2", "colour = 2", 32, 1, "unknown key `colour`", "one of `name`, `address`, `weight`, `activation`, `route`, `domain`, `redirect`, `priority` or `max_connections`"),
     ("[admin]\nsocket", "[admin]\nsokcet", 5, 1, "unknown key `sokcet`", "`socket`"),
     ("[timeouts]", "[timeout]", 7, 2, "unknown key `timeout`", "`timeouts`"),
     ("tcp_idle", "tcp-idle", 8, 1, "unknown key `tcp-idle`", "`tcp_idle`"),
@@ -186,12 +189,10 @@ const VALUES: &[Mistake] = &[
     ("weight = 2", "weight = 257", 32, 10, "`weight` 257 is out of range", "from 0 to 256"),
     ("weight = 2", "weight = -1", 32, 10, "`weight` -1 is out of range", "from 0 to 256"),
     ("weight = 2", "activation = \"down\"", 32, 14, "`activation` \"down\" is not known", "\"active\" or \"drain\" or \"stopped\""),
-    ("pool = \"web\"", "mode = \"http\"\npool = \"web\"", 13, 8, "`mode` \"http\" is not available in this version", "\"xdp\", which this version has"),
-    ("pool = \"web\"", "mode = \"tcp\"\npool = \"web\"", 13, 8, "`mode` \"tcp\" is not known", "\"xdp\""),
+    ("pool = \"web\"", "mode = \"tcp\"\npool = \"web\"", 13, 8, "`mode` \"tcp\" is not known", "\"xdp\" or \"http\""),
     ("pool = \"web\"", "protocol = \"sctp\"\npool = \"web\"", 13, 12, "`protocol` \"sctp\" is not known", "\"tcp\" or \"udp\""),
-    ("[[pool]]", "[[pool]]\nbalance = \"maglev\"", 16, 11, "`balance` \"maglev\" is not available", "\"round-robin\", which this version has"),
-    ("[[pool]]", "[[pool]]\nbalance = \"source\"", 16, 11, "`balance` \"source\" is not available", "\"round-robin\""),
-    ("[[pool]]", "[[pool]]\nbalance = \"least-connections\"", 16, 11, "`balance` \"least-connections\" is not available", "\"round-robin\""),
+    ("[[pool]]", "[[pool]]\nbalance = \"maglev\"", 16, 11, "`balance` \"maglev\" is not available", "\"source\", which this version has"),
+    ("[[pool]]", "[[pool]]\nbalance = \"source\"", 16, 11, "pool \"web\" is steered in the kernel, which can't balance so", "\"round-robin\", or a pool of its own"),
     ("[[pool]]", "[[pool]]\nbalance = \"roundrobin\"", 16, 11, "`balance` \"roundrobin\" is not known", "\"round-robin\""),
     ("[[pool]]", "[[pool]]\nforward = \"dsr\"", 16, 11, "`forward` \"dsr\" is not available", "\"nat\", which this version has"),
     ("[[pool]]", "[[pool]]\nforward = \"ipip\"", 16, 11, "`forward` \"ipip\" is not available", "\"nat\""),

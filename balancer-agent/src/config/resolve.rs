@@ -12,10 +12,12 @@ use toml::Spanned;
 
 use super::cross;
 use super::findings::{Findings, Mistake, Span};
+use super::http::frontend::HttpDraft;
+use super::http::{self, cross as http_cross, frontend as http_frontend};
 use super::pool::{self, PoolDraft};
 use super::raw::{Field, RawAdmin, RawConfig, RawFrontend, RawTimeouts, RawXdp, Value};
 use super::value::{self, Role, show_duration};
-use crate::model::{Admin, Config, FlowTimeouts, Frontend, Mode, Protocol, Xdp, XdpMode};
+use crate::model::{Admin, Config, FlowTimeouts, Frontend, Protocol, Xdp, XdpMode};
 
 const FLOWS: RangeInclusive<u32> = 1_000..=100_000_000;
 const FLOWS_DEFAULT: u32 = 1_000_000;
@@ -31,7 +33,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub(super) struct FrontendDraft {
     pub(super) span: Span,
     pub(super) name: Option<Spanned<Arc<str>>>,
-    pub(super) mode: Mode,
     pub(super) address: Option<Spanned<SocketAddr>>,
     pub(super) protocol: Protocol,
     pub(super) pool: Option<Spanned<Arc<str>>>,
@@ -41,7 +42,6 @@ impl FrontendDraft {
     fn finish(self) -> Option<Frontend> {
         Some(Frontend {
             name: self.name?.into_inner(),
-            mode: self.mode,
             address: self.address?.into_inner(),
             protocol: self.protocol,
             pool: self.pool?.into_inner(),
@@ -49,20 +49,27 @@ impl FrontendDraft {
     }
 }
 
-/// Which protocols of frontends use a pool.
+/// Which frontends use a pool: of which protocols those that are steered in the
+/// kernel are, and whether HTTP frontends do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
     pub(super) tcp: bool,
     pub(super) udp: bool,
+    pub(super) http: bool,
 }
 
 impl Usage {
     /// Only UDP frontends use it.
     pub(super) fn udp_only(self) -> bool {
-        self.udp && !self.tcp
+        self.udp && !self.tcp && !self.http
     }
 
-    /// How many protocols use it.
+    /// Whether any frontend uses it.
+    pub(super) fn any(self) -> bool {
+        self.protocols() > 0 || self.http
+    }
+
+    /// For how many protocols it is steered in the kernel.
     pub(super) fn protocols(self) -> usize {
         usize::from(self.tcp) + usize::from(self.udp)
     }
@@ -77,12 +84,22 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
     let xdp = xdp(raw_xdp, findings);
     let admin = admin(&raw.admin, findings);
     let timeouts = timeouts(&raw.timeouts, findings);
-    let frontends: Vec<FrontendDraft> = raw
-        .frontend
-        .iter()
-        .map(|table| frontend(table.get_ref(), table.span(), findings))
-        .collect();
-    let usage = usage(&frontends);
+    let mut http = http::http(&raw.http, findings);
+    let mut frontends = Vec::new();
+    let mut answered = Vec::new();
+    for table in &raw.frontend {
+        match mode(table.get_ref(), findings) {
+            Mode::Xdp => frontends.push(frontend(table.get_ref(), table.span(), findings)),
+            Mode::Http => {
+                answered.push(http_frontend::frontend(
+                    table.get_ref(),
+                    table.span(),
+                    findings,
+                ));
+            }
+        }
+    }
+    let usage = usage(&frontends, &answered);
     let pools: Vec<PoolDraft> = raw
         .pool
         .iter()
@@ -99,12 +116,18 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         let table = xdp_table.map(Spanned::span);
         cross::no_interfaces(written, table, &frontends, findings);
     }
-    cross::check(&frontends, &pools, findings);
+    cross::check(&frontends, &answered, &pools, findings);
+    http_cross::check(&frontends, &answered, &pools, findings);
+    http.frontends = answered
+        .into_iter()
+        .map(|draft| draft.finish().map(Arc::new))
+        .collect::<Option<_>>()?;
 
     Some(Config {
         xdp,
         admin,
         timeouts,
+        http,
         frontends: frontends
             .into_iter()
             .map(FrontendDraft::finish)
@@ -177,15 +200,59 @@ fn timeouts(raw: &RawTimeouts, findings: &mut Findings) -> FlowTimeouts {
     }
 }
 
+/// Who answers a frontend.
+#[derive(Clone, Copy)]
+enum Mode {
+    Xdp,
+    Http,
+}
+
+fn mode(raw: &RawFrontend, findings: &mut Findings) -> Mode {
+    let words = [("xdp", Mode::Xdp), ("http", Mode::Http)];
+    // After a wrong word the keys tell what was probably meant.
+    let likely = match (&raw.mode, http_keys(raw).is_empty()) {
+        (None, _) | (Some(_), true) => Mode::Xdp,
+        (Some(_), false) => Mode::Http,
+    };
+    findings.or("mode", &raw.mode, likely, |v| v.word(&words, &[]))
+}
+
+/// Keys that only HTTP frontends have, where they are written.
+fn http_keys(raw: &RawFrontend) -> Vec<(&'static str, Span)> {
+    let place = |field: &Field| field.as_ref().map(Spanned::span);
+    [
+        ("http1", place(&raw.http1)),
+        ("http2", place(&raw.http2)),
+        ("proxy_protocol_from", place(&raw.proxy_protocol_from)),
+        ("trusted_proxies", place(&raw.trusted_proxies)),
+        ("x_forwarded", place(&raw.x_forwarded)),
+        ("forwarded", place(&raw.forwarded)),
+        ("via", place(&raw.via)),
+        ("request_id", place(&raw.request_id)),
+        ("hsts", place(&raw.hsts)),
+        ("redirect_https", place(&raw.redirect_https)),
+        ("tls", raw.tls.as_ref().map(Spanned::span)),
+        ("limits", raw.limits.as_ref().map(Spanned::span)),
+        ("timeouts", raw.timeouts.as_ref().map(Spanned::span)),
+        ("log", raw.log.as_ref().map(Spanned::span)),
+        ("site", raw.site.first().map(Spanned::span)),
+    ]
+    .into_iter()
+    .filter_map(|(key, span)| Some((key, span?)))
+    .collect()
+}
+
 fn frontend(raw: &RawFrontend, span: Span, findings: &mut Findings) -> FrontendDraft {
     let table = ("a frontend", &span);
     let address = "\"192.0.2.10:80\"";
     let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+    for (key, span) in http_keys(raw) {
+        let message = format!("`{key}` belongs to an http frontend, and this one's mode is xdp");
+        let expected = format!("`mode = \"http\"`, or no `{key}`");
+        findings.error(span, message, expected);
+    }
     FrontendDraft {
         name: findings.required("name", &raw.name, table, "\"web\"", |v| name(v, "\"web\"")),
-        mode: findings.or("mode", &raw.mode, Mode::Xdp, |v| {
-            v.word(&[("xdp", Mode::Xdp)], &["http"])
-        }),
         address: findings.required("address", &raw.address, table, address, |v| {
             value::socket_address(v.text(address)?, Role::Frontend)
         }),
@@ -220,7 +287,7 @@ pub(super) fn duration_or(
     })
 }
 
-fn usage(frontends: &[FrontendDraft]) -> HashMap<Arc<str>, Usage> {
+fn usage(frontends: &[FrontendDraft], answered: &[HttpDraft]) -> HashMap<Arc<str>, Usage> {
     let mut usage: HashMap<Arc<str>, Usage> = HashMap::new();
     for frontend in frontends {
         let Some(pool) = &frontend.pool else { continue };
@@ -229,6 +296,9 @@ fn usage(frontends: &[FrontendDraft]) -> HashMap<Arc<str>, Usage> {
             Protocol::Tcp => entry.tcp = true,
             Protocol::Udp => entry.udp = true,
         }
+    }
+    for pool in answered.iter().flat_map(|f| &f.references.routed) {
+        usage.entry(Arc::clone(pool.get_ref())).or_default().http = true;
     }
     usage
 }

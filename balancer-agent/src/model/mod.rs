@@ -5,6 +5,8 @@
 //! (`Arc<str>`), lists keep the order of the file, and the whole [`Config`] is
 //! immutable: a reload makes a new one.
 
+pub mod http;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -20,8 +22,11 @@ pub struct Config {
     pub admin: Admin,
     /// When the agent forgets flows.
     pub timeouts: FlowTimeouts,
-    /// In the order of the file; names are unique.
+    /// Frontends that are steered in the kernel, in the order of the file; names are
+    /// unique, among those of [`Self::http`] too.
     pub frontends: Vec<Frontend>,
+    /// Frontends that the agent answers itself.
+    pub http: http::Http,
     /// In the order of the file; names are unique.
     pub pools: Vec<Arc<Pool>>,
 }
@@ -117,26 +122,18 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// `[[frontend]]`: an address, port and protocol that the balancer answers.
+/// `[[frontend]]` with `mode = "xdp"`: an address, port and protocol that is steered in the
+/// kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
     /// Unique name.
     pub name: Arc<str>,
-    /// Who answers.
-    pub mode: Mode,
     /// Address and port.
     pub address: SocketAddr,
     /// Protocol.
     pub protocol: Protocol,
     /// Name of the pool; it exists.
     pub pool: Arc<str>,
-}
-
-/// Who answers a frontend. HTTP frontends come with the web tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Steered in the kernel.
-    Xdp,
 }
 
 /// `[[pool]]`: backends with one policy and one check.
@@ -160,6 +157,8 @@ pub struct Pool {
     pub passive: Passive,
     /// In the order of the file; names are unique in the pool.
     pub backends: Vec<Backend>,
+    /// What it says for requests of HTTP frontends.
+    pub http: Arc<http::PoolHttp>,
 }
 
 /// How a backend is chosen for a new flow.
@@ -189,6 +188,8 @@ pub struct Backend {
     pub weight: u16,
     /// What the configuration says; an operator may override it at run time.
     pub activation: Activation,
+    /// What it says for HTTP.
+    pub http: http::BackendHttp,
 }
 
 /// What an operator wants of a backend.

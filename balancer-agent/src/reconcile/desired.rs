@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::tables::{Hop, Unavailable};
 
 use super::ring;
-use crate::model::{Activation, BackendName, Config, Health, Mode, Pool, Protocol};
+use crate::model::{Activation, BackendName, Config, Health, Pool, Protocol};
 
 /// Protocol number of the frontends that only say that echo is answered.
 pub const ECHO: u8 = 1;
@@ -206,7 +206,6 @@ impl Desired {
         let mut used: Vec<(&Arc<Pool>, Protocol)> = config
             .frontends
             .iter()
-            .filter(|f| f.mode == Mode::Xdp)
             .filter_map(|f| Some((*pools.get(&*f.pool)?, f.protocol)))
             .collect();
         used.sort_by(|a, b| a.0.name.cmp(&b.0.name).then(a.1.cmp(&b.1)));
@@ -281,7 +280,7 @@ impl Desired {
     /// addresses that they use.
     fn add_frontends(&mut self, config: &Config, view: &dyn View) {
         let pools: HashMap<&str, &Arc<Pool>> = config.pools.iter().map(|p| (&*p.name, p)).collect();
-        for frontend in config.frontends.iter().filter(|f| f.mode == Mode::Xdp) {
+        for frontend in &config.frontends {
             let Some(pool) = pools.get(&*frontend.pool) else {
                 continue;
             };

@@ -30,6 +30,7 @@ use crate::model::{BackendName, Config, FlowTimeouts, Health, Protocol};
 
 pub fn backend(name: &str, address: &str, weight: u16) -> model::Backend {
     model::Backend {
+        http: Default::default(),
         name: name.into(),
         address: address.parse().unwrap(),
         weight,
@@ -39,6 +40,7 @@ pub fn backend(name: &str, address: &str, weight: u16) -> model::Backend {
 
 pub fn pool(name: &str, backends: Vec<model::Backend>) -> model::Pool {
     model::Pool {
+        http: Default::default(),
         name: name.into(),
         balance: model::Balance::RoundRobin,
         forward: model::Forward::Nat,
@@ -65,7 +67,6 @@ pub fn pool(name: &str, backends: Vec<model::Backend>) -> model::Pool {
 pub fn frontend(name: &str, address: &str, protocol: Protocol, pool: &str) -> model::Frontend {
     model::Frontend {
         name: name.into(),
-        mode: model::Mode::Xdp,
         address: address.parse().unwrap(),
         protocol,
         pool: pool.into(),
@@ -82,6 +83,7 @@ pub const TIMEOUTS: FlowTimeouts = FlowTimeouts {
 
 pub fn config(frontends: Vec<model::Frontend>, pools: Vec<model::Pool>) -> Config {
     Config {
+        http: Default::default(),
         xdp: model::Xdp {
             interfaces: Vec::new(),
             mode: model::XdpMode::Auto,

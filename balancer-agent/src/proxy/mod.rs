@@ -1,0 +1,23 @@
+//! The web tier: HTTP frontends that the agent answers itself.
+//!
+//! ```text
+//! client -- downstream: accept, PROXY header, TLS, framing guard, HTTP/1.1 or HTTP/2
+//!               |            (one current-thread runtime per core, SO_REUSEPORT)
+//!           service: one request = one snapshot (world) for its whole life
+//!               |
+//!           route: site, normalised path, mount, exclusion -> action
+//!               |-- files, redirect, fixed response
+//!               |
+//!           sticky: which backend does the request ask for?
+//!           balance: which backend gets it? (limits, queue, slow start, ejection)
+//!               |
+//!           upstream: connection of this core's pool, send, retry where that is safe
+//!               |
+//!           sticky: what has the browser to remember?   log, stats: what happened
+//! ```
+//!
+//! - `types.rs`: what travels between these: bodies, connections, records;
+//! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
+//! - `server.rs`: threads, listeners, reload, drain.
+
+pub mod types;
