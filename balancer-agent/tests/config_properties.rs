@@ -32,7 +32,9 @@ const HTTP_EXAMPLE: &str = include_str!("../../docs/example-http.toml");
 /// the last every table for HTTP.
 fn guide_examples() -> Vec<&'static str> {
     let blocks = GUIDE.split("```toml\n").skip(1);
-    blocks.map(|rest| rest.split("```").next().unwrap()).collect()
+    blocks
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect()
 }
 
 fn guide_example() -> &'static str {
@@ -73,13 +75,23 @@ fn the_example_does_what_httpd_and_mod_jk_did() {
         let excluded: Vec<&str> = site.exclusions.iter().map(|e| &*e.pattern).collect();
         let wanted = ["/images/*", "/js/*", "/css/*", "/externlib/*", "/sample/*"];
         assert_eq!(excluded, wanted);
-        assert!(site.exclusions.iter().all(|e| e.pool.as_deref() == Some(name)));
+        assert!(
+            site.exclusions
+                .iter()
+                .all(|e| e.pool.as_deref() == Some(name))
+        );
         let Action::Files(files) = &site.fallback.as_ref().unwrap().action else {
             panic!("{site:?}");
         };
-        assert_eq!(files.root.to_str(), Some(format!("/var/www/mago3d-{name}").as_str()));
+        assert_eq!(
+            files.root.to_str(),
+            Some(format!("/var/www/mago3d-{name}").as_str())
+        );
         let pool = config.pool(name).unwrap();
-        assert_eq!(pool.http.sticky, Some(Sticky::Route(StickyRoute::default())));
+        assert_eq!(
+            pool.http.sticky,
+            Some(Sticky::Route(StickyRoute::default()))
+        );
         assert_eq!((pool.check.fall, pool.check.rise), (3, 2));
         let backends: Vec<String> = pool
             .backends

@@ -9,11 +9,17 @@ use super::{GUIDE, files};
 
 /// A frontend, a site, a mount and a pool with a backend, to which keys are added.
 const PLACES: [(&str, &str); 5] = [
-    ("frontend", "[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"127.0.0.1:80\"\n"),
+    (
+        "frontend",
+        "[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"127.0.0.1:80\"\n",
+    ),
     ("site", "[[frontend.site]]\n"),
     ("mount", "[[frontend.site.mount]]\npattern = \"/x\"\n"),
     ("pool", "[[pool]]\nname = \"web\"\n"),
-    ("backend", "[[pool.backend]]\nname = \"s1\"\naddress = \"127.0.0.1:8080\"\n"),
+    (
+        "backend",
+        "[[pool.backend]]\nname = \"s1\"\naddress = \"127.0.0.1:8080\"\n",
+    ),
 ];
 
 /// A table of the guide: its heading, the place it comes after, how it begins in a
@@ -73,7 +79,9 @@ fn file(after: &str, addition: &str) -> String {
 fn rows(heading: &str) -> Vec<(&'static str, &'static str)> {
     let start = GUIDE.find(&format!("\n{heading}")).expect(heading) + 1;
     let section = &GUIDE[start..];
-    let end = section[3..].find("\n#").map_or(section.len(), |end| end + 3);
+    let end = section[3..]
+        .find("\n#")
+        .map_or(section.len(), |end| end + 3);
     section[..end]
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
@@ -127,8 +135,16 @@ fn every_key_is_in_the_guide() {
         "### For `http` frontends",
     ]);
     let tables = [
-        "check", "passive", "sticky", "queue", "retries", "observe", "timeouts", "tls",
-        "maintenance", "backend",
+        "check",
+        "passive",
+        "sticky",
+        "queue",
+        "retries",
+        "observe",
+        "timeouts",
+        "tls",
+        "maintenance",
+        "backend",
     ];
     pool.extend(tables.map(String::from));
     assert_eq!(pool, known(&file("pool", "unheard_of = 1")));
@@ -163,7 +179,10 @@ fn the_defaults_of_the_guide_hold() {
                 _ => needed,
             };
             let without = file(after, &table.replace("{}", kind));
-            let with = file(after, &table.replace("{}", &format!("{kind}{key} = {value}")));
+            let with = file(
+                after,
+                &table.replace("{}", &format!("{kind}{key} = {value}")),
+            );
             assert_eq!(parse(&with), parse(&without), "{heading} {key}");
             tried += 1;
         }
