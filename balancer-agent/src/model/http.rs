@@ -178,8 +178,8 @@ pub struct AccessLog {
     pub file: PathBuf,
     /// How a line looks.
     pub format: LogFormat,
-    /// Common and combined lines end in `backend=.. route=.. retries=.. queue=.. connect=..
-    /// response=.. total=.. cause=..`; without, they are Apache's. JSON always has these.
+    /// Lines of the common and combined formats end in what only a balancer knows: backend,
+    /// route, retries, times by phase and the cause of the end. JSON has it always.
     pub details: bool,
 }
 
