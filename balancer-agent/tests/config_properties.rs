@@ -17,6 +17,8 @@ mod files;
 mod guide;
 #[path = "config_properties/http.rs"]
 mod http;
+#[path = "config_properties/http_pool.rs"]
+mod http_pool;
 #[path = "config_properties/print.rs"]
 mod print;
 #[path = "config_properties/print_http.rs"]

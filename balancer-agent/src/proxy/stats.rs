@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Activation, BackendName, Health};
 
+pub use build::{frontend_status, pool_status, threads_status};
 pub use counts::{FrontendCounts, Sums, THREADS_MAX, enter, slot};
 
 /// What operators want of the web tier.
@@ -135,6 +136,10 @@ pub struct HttpPoolStatus {
     pub retries: u64,
     /// Attempts that the budget did not allow.
     pub retries_refused: u64,
+    /// Sessions that went to another backend than theirs.
+    pub rebound: u64,
+    /// Cookies of the balancer's own that were forged, damaged, or made with another key.
+    pub invalid_cookies: u64,
     /// Tables of sessions.
     pub tables: Vec<TableStatus>,
     /// In the order of the file.

@@ -12,7 +12,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::http;
+use super::{http, http_pool};
 
 const DAYS_30: u64 = 30 * 86_400;
 
@@ -141,7 +141,7 @@ fn pool() -> impl Strategy<Value = (bool, Vec<Protocol>, Pool)> {
         check(),
         passive,
         backends,
-        http::pool(),
+        http_pool::pool(),
     )
         .prop_map(
             |(

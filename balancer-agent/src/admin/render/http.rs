@@ -220,6 +220,13 @@ fn waits(pool: &HttpPoolStatus) -> String {
         let text = format!("{}; {refused} more were over the budget", pool.retries);
         out += &line("retries", &text);
     }
+    if pool.rebound + pool.invalid_cookies > 0 {
+        let mut text = format!("{} went to another backend than theirs", pool.rebound);
+        if pool.invalid_cookies > 0 {
+            text += &format!("; {} cookies were not genuine", pool.invalid_cookies);
+        }
+        out += &line("sessions", &text);
+    }
     for t in &pool.tables {
         let mut text = of(t.entries, Some(t.limit));
         if t.evicted > 0 {
@@ -336,6 +343,7 @@ mod tests {
                 queue_timeouts: 4,
                 retries: 6,
                 retries_refused: 7,
+                rebound: 13,
                 tables: vec![TableStatus {
                     kind: "learned".into(),
                     entries: 12,
@@ -395,6 +403,7 @@ mod tests {
             "5 connect",
             "queue: 1 of 1024, 8 at most; 4 waited too long",
             "retries: 6; 7 more were over the budget",
+            "sessions: 13 went to another backend than theirs",
             "sessions learned: 12 of 50000",
             "/var/log/balancer/www.log",
             "0 B of 3.0 MiB",

@@ -229,13 +229,13 @@ fn usage(pool: &PoolDraft, findings: &mut Findings) {
             findings.warn(span.clone(), message, expected);
         }
     }
-    if pool.usage.http && pool.http.model.tls.is_some() {
-        if let (CheckKind::Http { .. }, None) = (&pool.check.kind, pool.check.port) {
-            let message =
-                format!("the check of {title} speaks plain HTTP, but its backends speak TLS");
-            let expected = "`type = \"tcp\"`, or the `port` of a plain listener";
-            findings.warn(pool.check_place.clone(), message, expected);
-        }
+    if pool.usage.http
+        && pool.http.model.tls.is_some()
+        && let (CheckKind::Http { .. }, None) = (&pool.check.kind, pool.check.port)
+    {
+        let message = format!("the check of {title} speaks plain HTTP, but its backends speak TLS");
+        let expected = "`type = \"tcp\"`, or the `port` of a plain listener";
+        findings.warn(pool.check_place.clone(), message, expected);
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::counts::{FrontendCounts, Sums};
-use super::{HttpBackendStatus, HttpFrontendStatus, HttpPoolStatus, ThreadStatus};
-use crate::model::http::HttpFrontend;
+use super::{HttpBackendStatus, HttpFrontendStatus, HttpPoolStatus, TableStatus, ThreadStatus};
+use crate::model::http::{HttpFrontend, Sticky};
 use crate::proxy::balance::{BackendView, PoolView, clock};
 use crate::proxy::downstream::{FrontendLive, Refused};
 use crate::proxy::types::Cause;
@@ -86,9 +86,27 @@ pub fn pool_status(view: &PoolView) -> HttpPoolStatus {
         forced: read(&live.forced),
         retries: backends.iter().map(|b| b.retries).sum(),
         retries_refused: read(&live.retries_refused),
-        tables: Vec::new(),
+        rebound: read(&live.sticky.rebound),
+        invalid_cookies: read(&live.sticky.invalid),
+        tables: tables(view),
         backends,
     }
+}
+
+/// What the pool's stickiness remembers.
+fn tables(view: &PoolView) -> Vec<TableStatus> {
+    let memory = &view.live.sticky;
+    let (kind, entries, evicted) = match &view.pool.http.sticky {
+        Some(Sticky::Learn(_)) => ("learned", memory.bindings.len(), &memory.bindings.evicted),
+        Some(Sticky::Route(_)) => ("translated", memory.ids.len(), &memory.ids.evicted),
+        Some(Sticky::Cookie(_) | Sticky::Source { .. }) | None => return Vec::new(),
+    };
+    vec![TableStatus {
+        kind: kind.into(),
+        entries: entries as u64,
+        limit: view.learned_max as u64,
+        evicted: read(evicted),
+    }]
 }
 
 fn backend(view: &BackendView, now: u64) -> HttpBackendStatus {

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Parts with a lock of their own.
@@ -58,6 +58,8 @@ pub struct Table<V> {
     shards: [Mutex<Shard<V>>; SHARDS],
     /// Entries of all shards; what the common path looks at first.
     len: AtomicUsize,
+    /// Entries that gave way although they were still good.
+    pub evicted: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -88,6 +90,7 @@ impl<V> Default for Table<V> {
                 })
             }),
             len: AtomicUsize::new(0),
+            evicted: AtomicU64::new(0),
         }
     }
 }
@@ -145,6 +148,9 @@ impl<V: Clone> Table<V> {
         // More than one goes when the bound was lowered.
         while shard.entries.len() >= most.max(1) {
             let place = shard.victim(bounds, now);
+            if !shard.entries[place].expired(bounds, now) {
+                self.evicted.fetch_add(1, Relaxed);
+            }
             shard.remove(place);
             self.len.fetch_sub(1, Relaxed);
         }

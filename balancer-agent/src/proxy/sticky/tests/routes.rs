@@ -169,7 +169,7 @@ fn failover_is_alike_on_every_node_and_spread() {
     let mut had = std::collections::BTreeMap::new();
     for i in 0..300 {
         let sent = format!("JSESSIONID={i:08X}.s1");
-        let of = |view: &std::sync::Arc<crate::proxy::balance::PoolView>| {
+        let of = |view: &Arc<PoolView>| {
             let affinity = read_at(view, "/", &cookies(&[&sent]));
             lease(view, &affinity).unwrap().backend().name.to_string()
         };
