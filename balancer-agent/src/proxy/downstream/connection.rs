@@ -97,10 +97,13 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// A socket, what was read from it already, its place in the counts.
+type Parts = (Stream, Vec<u8>, Ticket);
+
 /// A connection whose protocol is known, or will be by its first bytes.
 enum Entered {
     Http1(Box<GuardIo>, Rc<State>, (bool, bool)),
-    Http2(Box<(Stream, Vec<u8>, Ticket)>, Rc<State>),
+    Http2(Box<Parts>, Rc<State>),
 }
 
 fn enter(opened: Opened, peer: SocketAddr, ticket: Ticket, door: &Rc<Door>) -> Entered {
@@ -141,7 +144,7 @@ async fn run<H: Handler>(entered: Entered, handler: Rc<H>) {
 }
 
 /// What began as HTTP/1 speaks HTTP/2.
-fn again(io: GuardIo, state: &State) -> (Box<(Stream, Vec<u8>, Ticket)>, Rc<State>) {
+fn again(io: GuardIo, state: &State) -> (Box<Parts>, Rc<State>) {
     let connection = Connection {
         inform: Inform::default(),
         ..Connection::clone(&state.connection)

@@ -234,10 +234,10 @@ async fn answer<H: Handler>(
         if state.suspended.take() {
             state.tunnel.set(true);
         }
-    } else if state.suspended.take() {
-        if let Some(waker) = state.waker.borrow_mut().take() {
-            waker.wake();
-        }
+    } else if state.suspended.take()
+        && let Some(waker) = state.waker.take()
+    {
+        waker.wake();
     }
     let most = state.settings().frontend.limits.requests_per_connection;
     if most.is_some_and(|most| state.started.get() >= most) {

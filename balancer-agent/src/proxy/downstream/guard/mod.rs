@@ -177,7 +177,8 @@ pub(super) fn check_target(
     host: Option<&[u8]>,
 ) -> Result<(), Refusal> {
     let asterisk = target == "*" && method == http::Method::OPTIONS;
-    if !asterisk && !(target.starts_with('/') && chars::path_and_query(target.as_bytes())) {
+    let path = target.starts_with('/') && chars::path_and_query(target.as_bytes());
+    if !(asterisk || path) {
         return Err(Refusal::malformed(
             "the target contains a character that it may not",
         ));
