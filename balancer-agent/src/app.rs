@@ -162,6 +162,7 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
         kernel: kernel.clone(),
         hops: seen_hops,
         reload: reload.clone(),
+        web: None,
         started,
         counts: CachedCounts::default(),
     });

@@ -11,6 +11,7 @@ use balancer_agent::admin::render;
 use balancer_agent::app;
 use balancer_agent::config::{self, ConfigError};
 use balancer_agent::model::Activation;
+use balancer_agent::proxy::stats::Reopened;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -22,7 +23,7 @@ Exit codes:
   3  no agent answers on the socket";
 
 #[derive(Parser)]
-#[command(name = "balancer", version, about = "Balances connections over servers, in the kernel", after_help = EXIT_CODES)]
+#[command(name = "balancer", version, about = "Balances connections and requests over servers", after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -58,12 +59,12 @@ enum Command {
         #[command(flatten)]
         agent: Agent,
     },
-    /// Give a backend no new flows; existing ones go on
+    /// Give a backend no new flows and sessions; existing ones go on
     #[command(after_help = EXIT_CODES)]
     Drain {
         /// POOL/BACKEND, or BACKEND when only one pool has it
         backend: String,
-        /// Wait until no flow is left
+        /// Wait until no flow and no request is left
         #[arg(long)]
         wait: bool,
         /// Longest time to wait, such as `30s` or `10m`
@@ -72,7 +73,7 @@ enum Command {
         #[command(flatten)]
         agent: Agent,
     },
-    /// Give a backend new flows again
+    /// Give a backend new flows and sessions again
     #[command(after_help = EXIT_CODES)]
     Activate {
         /// POOL/BACKEND, or BACKEND when only one pool has it
@@ -80,7 +81,7 @@ enum Command {
         #[command(flatten)]
         agent: Agent,
     },
-    /// Give a backend nothing any more: existing flows are cut
+    /// Give a backend nothing any more: existing flows are cut, sessions go elsewhere
     #[command(after_help = EXIT_CODES)]
     Stop {
         /// POOL/BACKEND, or BACKEND when only one pool has it
@@ -115,6 +116,12 @@ enum Command {
     /// Have the agent read its configuration file again; ends when the kernel has it
     #[command(after_help = EXIT_CODES)]
     Reload {
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Have the agent open its access logs again, after they were renamed; so does SIGUSR1
+    #[command(after_help = EXIT_CODES)]
+    ReopenLogs {
         #[command(flatten)]
         agent: Agent,
     },
@@ -237,6 +244,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
             say("reloaded\n")
         }
+        Command::ReopenLogs { agent } => {
+            let answer = ask(&agent.socket, Request::ReopenLogs)?;
+            let Answer::LogsReopened { files } = answer else {
+                return Err(unexpected());
+            };
+            reopened(&files)
+        }
         Command::Unload { pin_dir, config } => {
             start_log(Some("warn"))?;
             let pin_dir = match config {
@@ -245,6 +259,27 @@ fn run(command: Command) -> anyhow::Result<()> {
             };
             say(&format!("{}\n", app::unload(pin_dir.as_deref())?))
         }
+    }
+}
+
+/// Says which access logs were opened again, and fails when one was not.
+fn reopened(files: &[Reopened]) -> anyhow::Result<()> {
+    let mut failed = Vec::new();
+    for Reopened { file, error } in files {
+        match error {
+            None => say(&format!("{file}: opened again\n"))?,
+            Some(error) => failed.push(format!("{file}: {error}")),
+        }
+    }
+    if !failed.is_empty() {
+        anyhow::bail!(
+            "not opened again, the old file is written on: {}",
+            failed.join("; ")
+        );
+    }
+    match files.is_empty() {
+        true => say("no frontend has an access log\n"),
+        false => Ok(()),
     }
 }
 
@@ -312,12 +347,12 @@ fn wait_drained(socket: &Path, name: &str, timeout: Option<Duration>) -> anyhow:
         if backend.activation == Activation::Active {
             anyhow::bail!("{name} was activated again");
         }
-        let left = backend.flows + backend.half_open;
-        if shown != Some(left) {
-            say(&format!("{name}: {} left\n", flows(&backend)))?;
+        let left = flows(&backend);
+        if shown.as_ref() != Some(&left) {
+            say(&format!("{name}: {left} left\n"))?;
             shown = Some(left);
         }
-        if left == 0 {
+        if in_use(&backend) == 0 {
             return Ok(());
         }
         if timeout.is_some_and(|timeout| began.elapsed() >= timeout) {
@@ -330,11 +365,21 @@ fn wait_drained(socket: &Path, name: &str, timeout: Option<Duration>) -> anyhow:
     }
 }
 
+/// Flows and requests, in words.
 fn flows(backend: &BackendStatus) -> String {
-    match backend.flows + backend.half_open {
+    let text = match backend.flows + backend.half_open {
         1 => "1 flow".into(),
         n => format!("{n} flows"),
+    };
+    match backend.requests_in_flight {
+        0 => text,
+        1 => format!("{text} and 1 request"),
+        n => format!("{text} and {n} requests"),
     }
+}
+
+fn in_use(backend: &BackendStatus) -> u64 {
+    u64::from(backend.flows + backend.half_open) + backend.requests_in_flight
 }
 
 fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ use crate::dataplane::kernel::Kernel;
 use crate::model::{Activation, BackendName, Config};
 use crate::nexthop::NextHops;
 use crate::prober::ProberHandle;
+use crate::proxy::stats::Web;
 use crate::steering::flowkeeper::monotonic;
 use crate::steering::{Look, SteeringError, SteeringHandle};
 
@@ -38,6 +39,8 @@ pub struct Node {
     pub hops: watch::Receiver<Arc<NextHops>>,
     /// Who reads the configuration.
     pub reload: mpsc::Sender<ReloadRequest>,
+    /// The web tier; `None` in an agent without it.
+    pub web: Option<Arc<dyn Web>>,
     /// When the agent started.
     pub started: Instant,
     /// The last count of all flows.
@@ -100,6 +103,14 @@ impl Node {
                 self.reload.send(reply).await.map_err(|_| ending())?;
                 let warnings = answer.await.map_err(|_| ending())??;
                 Ok(Answer::Reloaded { warnings })
+            }
+            Request::ReopenLogs => {
+                let Some(web) = self.web.clone() else {
+                    let why = "this agent has no HTTP frontends, so no access logs";
+                    return Err(Refusal::new(Fault::Request, why));
+                };
+                let files = blocking(move || web.reopen_logs()).await?;
+                Ok(Answer::LogsReopened { files })
             }
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataplane::kernel::Attached;
 use crate::model::{Activation, Health};
+use crate::proxy::stats::{HttpStatus, Reopened};
 
 /// Version of the protocol; a request of another one is refused.
 pub const VERSION: u32 = 1;
@@ -64,6 +65,8 @@ pub enum Request {
     /// Reads the configuration file again; answered by [`Answer::Reloaded`] once the
     /// kernel has it.
     Reload,
+    /// Opens the files of all access logs again; answered by [`Answer::LogsReopened`].
+    ReopenLogs,
 }
 
 /// Which flows are asked for; all conditions must hold.
@@ -134,6 +137,11 @@ pub enum Answer {
         /// What is odd in it, for people; empty when nothing is.
         warnings: String,
     },
+    /// The access logs were opened again, as far as they could be.
+    LogsReopened {
+        /// One entry per file, in the order of their names.
+        files: Vec<Reopened>,
+    },
 }
 
 /// Whose fault it is that something was not done.
@@ -186,6 +194,8 @@ pub struct Status {
     pub lingering: Vec<LingeringStatus>,
     /// The kernel program's counters that are not zero, in their order.
     pub reasons: Vec<ReasonCount>,
+    /// The web tier; absent in an agent that has none.
+    pub http: Option<Box<HttpStatus>>,
 }
 
 /// The node itself.
@@ -308,6 +318,9 @@ pub struct BackendStatus {
     pub established_total: u64,
     /// SYNs that it answered with RST.
     pub refused: u64,
+    /// Requests of HTTP frontends that it has not answered whole.
+    #[serde(default)]
+    pub requests_in_flight: u64,
     /// Packets and bytes.
     #[serde(flatten)]
     pub traffic: TrafficStatus,
@@ -384,6 +397,9 @@ mod tests {
             panic!("not a request for flows");
         };
         assert_eq!((filter.limit, filter.backend), (5, None));
+        let reopen = r#"{"version":1,"request":"reopen_logs"}"#;
+        let reopen = serde_json::from_str::<Asked>(reopen).unwrap();
+        assert_eq!(reopen.request, Request::ReopenLogs);
     }
 
     #[test]
@@ -399,5 +415,27 @@ mod tests {
         let text = serde_json::to_string(&answer).unwrap();
         assert_eq!(text, r#"{"version":1,"ok":{"reloaded":{"warnings":""}}}"#);
         assert_eq!(serde_json::from_str::<Answered>(&text).unwrap(), answer);
+        let answer = Answered::new(Ok(Answer::LogsReopened {
+            files: vec![Reopened {
+                file: "/a".into(),
+                error: None,
+            }],
+        }));
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            r#"{"version":1,"ok":{"logs_reopened":{"files":[{"file":"/a","error":null}]}}}"#
+        );
+    }
+
+    /// An agent of before the web tier says nothing of it, and a reader of then ignores it.
+    #[test]
+    fn a_status_may_lack_what_came_later() {
+        let old = r#"{"version":1,"ok":{"status":{"ready":true}}}"#;
+        let Outcome::Ok(Answer::Status(status)) =
+            serde_json::from_str::<Answered>(old).unwrap().result
+        else {
+            panic!("not a status");
+        };
+        assert_eq!((status.ready, status.http), (true, None));
     }
 }

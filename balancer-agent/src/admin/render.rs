@@ -1,5 +1,7 @@
 //! The tables that `balancer status` and `balancer flows` print.
 
+mod http;
+
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table, TableComponent};
 
@@ -12,7 +14,13 @@ pub fn status(status: &Status) -> String {
     if !status.frontends.is_empty() {
         out += &titled("Frontends", frontends(status));
     }
+    if let Some(web) = &status.http {
+        out += &http::status(status, web);
+    }
     for pool in &status.pools {
+        if http::covers(status, &pool.name) {
+            continue;
+        }
         out += &titled(&format!("Pool {}", pool.name), backends(&pool.backends));
     }
     if !status.lingering.is_empty() {
@@ -140,21 +148,13 @@ fn backends(backends: &[BackendStatus]) -> Table {
     ]);
     right(&mut table, 6..7);
     for b in backends {
-        // Of one that never passed a check, its last one says more.
-        let mut because = match &b.last_check {
-            Some(last) if b.health == Health::Down && b.checks == b.checks_failed => last.clone(),
-            _ => b.health_reason.clone(),
-        };
-        if let (Health::Up, Some(problem)) = (b.health, &b.hop_problem) {
-            because += &format!("; routed by the kernel: {problem}");
-        }
-        let operator = if b.overridden { " (operator)" } else { "" };
+        let [address, activation, health, since, because] = backend_state(b);
         let what = [
             b.name.clone(),
-            b.address.to_string(),
-            format!("{}{operator}", b.activation),
-            b.health.to_string(),
-            duration(b.health_for_ms),
+            address,
+            activation,
+            health,
+            since,
             because,
             b.weight.to_string(),
         ];
@@ -163,6 +163,26 @@ fn backends(backends: &[BackendStatus]) -> Table {
         table.add_row(what.into_iter().chain(counts));
     }
     table
+}
+
+/// A backend's address, activation, health, for how long, and why.
+fn backend_state(b: &BackendStatus) -> [String; 5] {
+    // Of one that never passed a check, its last one says more.
+    let mut because = match &b.last_check {
+        Some(last) if b.health == Health::Down && b.checks == b.checks_failed => last.clone(),
+        _ => b.health_reason.clone(),
+    };
+    if let (Health::Up, Some(problem)) = (b.health, &b.hop_problem) {
+        because += &format!("; routed by the kernel: {problem}");
+    }
+    let operator = if b.overridden { " (operator)" } else { "" };
+    [
+        b.address.to_string(),
+        format!("{}{operator}", b.activation),
+        b.health.to_string(),
+        duration(b.health_for_ms),
+        because,
+    ]
 }
 
 /// A table of things that packets go through: what they are, and behind it the columns

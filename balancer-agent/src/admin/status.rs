@@ -57,6 +57,7 @@ pub(super) fn status(node: &Node, look: &Look, since: Instant) -> Status {
             .map(|l| sources.lingering(l))
             .collect(),
         reasons: sources.reasons(),
+        http: node.web.as_ref().map(|web| Box::new(web.status())),
     }
 }
 
@@ -228,6 +229,7 @@ impl<'a> Sources<'a> {
             connections_total: traffic.flows,
             established_total: traffic.established,
             refused: traffic.refused,
+            requests_in_flight: self.node.web.as_ref().map_or(0, |web| web.in_flight(&name)),
             traffic: shown(&traffic),
         }
     }

@@ -11,7 +11,9 @@ use common::limits;
 use common::tables::RingRef;
 use toml::Spanned;
 
-use super::findings::{Findings, Span, nearest, quote};
+use super::findings::{Findings, Span, quote};
+use super::http::cross::missing_pools;
+use super::http::frontend::HttpDraft;
 use super::pool::PoolDraft;
 use super::resolve::FrontendDraft;
 use crate::model::{Activation, Protocol};
@@ -23,21 +25,37 @@ const BACKENDS_MAX: usize = limits::BACKENDS as usize / 2;
 const RING_CHUNKS_MAX: u64 = limits::RING_CHUNKS as u64 / 2;
 
 /// Every check between frontends and pools.
-pub(super) fn check(frontends: &[FrontendDraft], pools: &[PoolDraft], findings: &mut Findings) {
-    if frontends.is_empty() {
+pub(super) fn check(
+    frontends: &[FrontendDraft],
+    http: &[HttpDraft],
+    pools: &[PoolDraft],
+    findings: &mut Findings,
+) {
+    if frontends.is_empty() && http.is_empty() {
         let message = "there is no frontend: nothing is balanced";
         findings.warn(0..0, message, "at least one `[[frontend]]`");
     }
-    unique(names(frontends.iter().map(|f| &f.name)), findings, |name| {
-        let message = format!("frontend {} is there twice", quote(name));
-        (message, "a name of its own for each frontend".into())
-    });
+    // In the order of the file, so that the later one is the one that is too many.
+    let mut all: Vec<_> = frontends
+        .iter()
+        .map(|f| (f.span.start, &f.name))
+        .chain(http.iter().map(|f| (f.span.start, &f.name)))
+        .collect();
+    all.sort_by_key(|(start, _)| *start);
+    unique(
+        names(all.into_iter().map(|(_, name)| name)),
+        findings,
+        |name| {
+            let message = format!("frontend {} is there twice", quote(name));
+            (message, "a name of its own for each frontend".into())
+        },
+    );
     unique(names(pools.iter().map(|p| &p.name)), findings, |name| {
         let message = format!("pool {} is there twice", quote(name));
         (message, "a name of its own for each pool".into())
     });
     services(frontends, findings);
-    references(frontends, pools, findings);
+    references(frontends, http, pools, findings);
     families(frontends, pools, findings);
     let addresses: HashMap<SocketAddr, &FrontendDraft> = frontends
         .iter()
@@ -115,29 +133,23 @@ fn services(frontends: &[FrontendDraft], findings: &mut Findings) {
 }
 
 /// Frontends name pools that exist, and pools are used.
-fn references(frontends: &[FrontendDraft], pools: &[PoolDraft], findings: &mut Findings) {
-    let known: HashSet<&str> = names(pools.iter().map(|p| &p.name))
+fn references(
+    frontends: &[FrontendDraft],
+    http: &[HttpDraft],
+    pools: &[PoolDraft],
+    findings: &mut Findings,
+) {
+    let known: Vec<&str> = names(pools.iter().map(|p| &p.name))
         .map(|name| &**name.get_ref())
         .collect();
-    let list: Vec<&str> = known.iter().copied().collect();
-    for frontend in frontends {
-        let Some(pool) = &frontend.pool else { continue };
-        let name = &**pool.get_ref();
-        if known.contains(name) {
-            continue;
-        }
-        let expected = match nearest(name, &list) {
-            Some(near) => format!("the name of a pool, perhaps {}", quote(near)),
-            None => "the name of a `[[pool]]` in this file".to_owned(),
-        };
-        findings.error(
-            pool.span(),
-            format!("there is no pool {}", quote(name)),
-            expected,
-        );
-    }
+    let steered = frontends.iter().filter_map(|f| f.pool.as_ref());
+    let answered = http.iter().flat_map(|f| {
+        let references = &f.references;
+        references.routed.iter().chain(&references.excluded)
+    });
+    missing_pools(steered.chain(answered), &known, findings);
     for pool in pools {
-        if let (Some(name), 0) = (&pool.name, pool.usage.protocols()) {
+        if let (Some(name), false) = (&pool.name, pool.usage.any()) {
             let message = format!("no frontend uses {}", pool.title());
             findings.warn(name.span(), message, "a frontend with this pool");
         }
@@ -166,7 +178,11 @@ fn families(frontends: &[FrontendDraft], pools: &[PoolDraft], findings: &mut Fin
             findings.error(pool.span(), message, "a pool for each address family");
         }
     }
-    for pool in pools {
+    // The agent connects to backends of HTTP frontends, from whatever family it has.
+    for pool in pools
+        .iter()
+        .filter(|p| p.usage.protocols() > 0 || !p.usage.http)
+    {
         let by_frontend = pool
             .name
             .as_ref()
@@ -260,7 +276,8 @@ fn backends(
         findings.warn(pool.span.clone(), message, expected);
     }
     let slots = ring_slots(pool);
-    if slots > u64::from(limits::RING_SLOTS_MAX) {
+    let steered = pool.usage.protocols() > 0 || !pool.usage.http;
+    if steered && slots > u64::from(limits::RING_SLOTS_MAX) {
         let message = format!("the weights of {title_of_pool} need a ring of {slots} slots");
         let expected = format!(
             "weights whose sum, divided by what divides them all, is at most {}",

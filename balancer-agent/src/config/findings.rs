@@ -213,6 +213,30 @@ impl Value {
         }
     }
 
+    /// A boolean.
+    pub(super) fn boolean(&self) -> Result<bool, Mistake> {
+        match self {
+            Self::Boolean(value) => Ok(*value),
+            _ => Err(Mistake::wrong_type("true or false")),
+        }
+    }
+
+    /// What `read` takes, or `false` for none of it.
+    pub(super) fn unless_off<T>(
+        &self,
+        read: impl FnOnce(&Self) -> Result<T, Mistake>,
+    ) -> Result<Option<T>, Mistake> {
+        if *self == Self::Boolean(false) {
+            return Ok(None);
+        }
+        read(self).map(Some).map_err(|mistake| match mistake {
+            Mistake::Type { expected } => Mistake::wrong_type(format!("{expected}, or false")),
+            Mistake::Value { what, expected } => {
+                Mistake::value(what, format!("{expected}, or false"))
+            }
+        })
+    }
+
     /// One of the words that a key knows. Words of `planned` are known to come,
     /// and not there yet.
     pub(super) fn word<T: Copy>(

@@ -1,13 +1,15 @@
 //! From the text of a configuration file to a checked [`model::Config`](crate::model::Config).
 //!
 //! `raw` knows the file's structure, `value` what a single value means,
-//! `resolve` and `pool` build the model, `cross` looks at what fits together.
+//! `resolve` and `pool` build the model, `cross` looks at what fits together;
+//! `http` does all of it for the web tier.
 //! All of them add what they find to one list, so that a file's mistakes are
 //! shown together. The format is described in `docs/configuration.md`.
 
 mod cross;
 mod error;
 mod findings;
+mod http;
 mod pool;
 mod raw;
 mod resolve;

@@ -10,9 +10,12 @@ use common::tables::Unavailable;
 use toml::Spanned;
 
 use super::findings::{Findings, Mistake, Span, quote};
+use super::http::pool as http_pool;
+use super::http::pool::{HttpBackend, HttpPool};
 use super::raw::{Field, RawBackend, RawCheck, RawPassive, RawPool, Section, Value};
 use super::resolve::{Usage, duration_or, name};
 use super::value::{self, Role, show_duration};
+use crate::model::http::HttpBalance;
 use crate::model::{Activation, Backend, Balance, Check, CheckKind, Forward, Passive, Pool};
 
 const SNAT_PORTS_DEFAULT: (u16, u16) = (10_000, 32_767);
@@ -38,10 +41,14 @@ pub(super) struct PoolDraft {
     pub(super) snat_ports: Spanned<(u16, u16)>,
     pub(super) usage: Usage,
     pub(super) backends: Vec<BackendDraft>,
-    balance: Balance,
+    pub(super) http: HttpPool,
+    pub(super) balance_place: Option<Span>,
+    /// Keys that are about steering in the kernel only, where they are written.
+    pub(super) steering: Vec<(&'static str, Span)>,
+    pub(super) check: Check,
+    pub(super) check_place: Span,
     forward: Forward,
     unavailable: Unavailable,
-    check: Check,
     passive: Passive,
 }
 
@@ -55,14 +62,14 @@ impl PoolDraft {
     pub(super) fn finish(self) -> Option<Pool> {
         Some(Pool {
             name: self.name?.into_inner(),
-            balance: self.balance,
+            balance: Balance::RoundRobin,
             forward: self.forward,
             snat: self.snat.into_iter().map(Spanned::into_inner).collect(),
             snat_ports: self.snat_ports.into_inner(),
             unavailable: self.unavailable,
             check: self.check,
             passive: self.passive,
-            http: Default::default(),
+            http: Arc::new(self.http.model),
             backends: self
                 .backends
                 .into_iter()
@@ -78,6 +85,7 @@ pub(super) struct BackendDraft {
     pub(super) address: Option<Spanned<SocketAddr>>,
     pub(super) weight: u16,
     pub(super) activation: Activation,
+    pub(super) http: HttpBackend,
 }
 
 impl BackendDraft {
@@ -87,12 +95,13 @@ impl BackendDraft {
     }
 
     fn finish(self) -> Option<Backend> {
+        let name = self.name?.into_inner();
         Some(Backend {
-            name: self.name?.into_inner(),
+            http: self.http.finish(&name),
+            name,
             address: self.address?.into_inner(),
             weight: self.weight,
             activation: self.activation,
-            http: Default::default(),
         })
     }
 }
@@ -118,9 +127,15 @@ pub(super) fn pool(
         .as_ref()
         .and_then(|name| usage.get(name.get_ref()).copied())
         .unwrap_or_default();
-    let balance = findings.or("balance", &raw.balance, Balance::default(), |v| {
-        let planned = ["maglev", "source", "least-connections"];
-        v.word(&[("round-robin", Balance::RoundRobin)], &planned)
+    // The kernel has the first one only; see `http::cross`.
+    let balance = findings.or("balance", &raw.balance, HttpBalance::default(), |v| {
+        let words = [
+            ("round-robin", HttpBalance::RoundRobin),
+            ("least-connections", HttpBalance::LeastConnections),
+            ("power-of-two", HttpBalance::PowerOfTwo),
+            ("source", HttpBalance::Source),
+        ];
+        v.word(&words, &["maglev"])
     });
     let forward = findings.or("forward", &raw.forward, Forward::default(), |v| {
         v.word(&[("nat", Forward::Nat)], &["dsr", "ipip", "gue", "local"])
@@ -134,6 +149,10 @@ pub(super) fn pool(
         ];
         v.word(&words, &[])
     });
+    let role = match usage.http && usage.protocols() == 0 {
+        true => Role::Upstream,
+        false => Role::Backend,
+    };
     let check = match &raw.check {
         Some(table) => check(table.get_ref(), &table.span(), usage, findings),
         None => check(&RawCheck::default(), &span, usage, findings),
@@ -143,18 +162,38 @@ pub(super) fn pool(
         snat,
         snat_ports,
         usage,
-        balance,
         forward,
         unavailable,
         check,
-        passive: passive(&raw.passive, findings),
+        check_place: raw.check.as_ref().map_or(span.clone(), Spanned::span),
+        passive: match &raw.passive {
+            Some(table) => passive(table.get_ref(), findings),
+            None => passive(&RawPassive::default(), findings),
+        },
+        http: http_pool::pool(raw, balance, findings),
+        balance_place: raw.balance.as_ref().map(Spanned::span),
+        steering: steering(raw),
         backends: raw
             .backend
             .iter()
-            .map(|table| backend(table.get_ref(), &table.span(), findings))
+            .map(|table| backend(table.get_ref(), &table.span(), role, findings))
             .collect(),
         span,
     }
+}
+
+/// The keys that are about steering only.
+fn steering(raw: &RawPool) -> Vec<(&'static str, Span)> {
+    [
+        ("forward", raw.forward.as_ref().map(Spanned::span)),
+        ("snat", raw.snat.as_ref().map(Spanned::span)),
+        ("snat_ports", raw.snat_ports.as_ref().map(Spanned::span)),
+        ("unavailable", raw.unavailable.as_ref().map(Spanned::span)),
+        ("passive", raw.passive.as_ref().map(Spanned::span)),
+    ]
+    .into_iter()
+    .filter_map(|(key, span)| Some((key, span?)))
+    .collect()
 }
 
 fn snat(
@@ -353,10 +392,7 @@ fn expect(field: &Field, findings: &mut Findings) -> Vec<(u16, u16)> {
 }
 
 fn passive(raw: &RawPassive, findings: &mut Findings) -> Passive {
-    let refused = findings.or("refused", &raw.refused, true, |v| match v {
-        Value::Boolean(refused) => Ok(*refused),
-        _ => Err(Mistake::wrong_type("true or false")),
-    });
+    let refused = findings.or("refused", &raw.refused, true, Value::boolean);
     let expected = "a duration in a string such as \"1s\", or false";
     let unanswered = findings.or(
         "unanswered",
@@ -374,13 +410,18 @@ fn passive(raw: &RawPassive, findings: &mut Findings) -> Passive {
     }
 }
 
-fn backend(raw: &Section<RawBackend>, span: &Span, findings: &mut Findings) -> BackendDraft {
+fn backend(
+    raw: &Section<RawBackend>,
+    span: &Span,
+    role: Role,
+    findings: &mut Findings,
+) -> BackendDraft {
     let table = ("a backend", span);
     let address = "\"10.0.0.2:8080\"";
     BackendDraft {
         name: findings.required("name", &raw.name, table, "\"s1\"", |v| name(v, "\"s1\"")),
         address: findings.required("address", &raw.address, table, address, |v| {
-            value::socket_address(v.text(address)?, Role::Backend)
+            value::socket_address(v.text(address)?, role)
         }),
         weight: findings.or("weight", &raw.weight, 1, |v| v.integer(0..=WEIGHT_MAX)),
         activation: findings.or("activation", &raw.activation, Activation::Active, |v| {
@@ -391,5 +432,6 @@ fn backend(raw: &Section<RawBackend>, span: &Span, findings: &mut Findings) -> B
             ];
             v.word(&words, &[])
         }),
+        http: http_pool::backend(raw, findings),
     }
 }

@@ -16,6 +16,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::findings::{Findings, Span, nearest, quote, shown};
+use super::http::raw::{
+    RawBackendTimeouts, RawBackendTls, RawClientTimeouts, RawHttp, RawLimits, RawLog, RawObserve,
+    RawQueue, RawRespond, RawRetries, RawSite, RawSticky, RawTls, Table, Tables,
+};
 
 /// Structural mistakes that are looked for before giving up.
 const ROUNDS: usize = 50;
@@ -32,6 +36,7 @@ pub(super) struct RawConfig {
     pub(super) xdp: Option<Spanned<Section<RawXdp>>>,
     pub(super) admin: Section<RawAdmin>,
     pub(super) timeouts: Section<RawTimeouts>,
+    pub(super) http: Section<RawHttp>,
     pub(super) frontend: Vec<Spanned<Section<RawFrontend>>>,
     pub(super) pool: Vec<Spanned<Section<RawPool>>>,
 }
@@ -66,7 +71,7 @@ pub(super) struct RawTimeouts {
     pub(super) removed: Field,
 }
 
-/// `[[frontend]]`.
+/// `[[frontend]]`, of both modes.
 #[derive(Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawFrontend {
@@ -75,6 +80,21 @@ pub(super) struct RawFrontend {
     pub(super) address: Field,
     pub(super) protocol: Field,
     pub(super) pool: Field,
+    pub(super) http1: Field,
+    pub(super) http2: Field,
+    pub(super) proxy_protocol_from: Field,
+    pub(super) trusted_proxies: Field,
+    pub(super) x_forwarded: Field,
+    pub(super) forwarded: Field,
+    pub(super) via: Field,
+    pub(super) request_id: Field,
+    pub(super) hsts: Field,
+    pub(super) redirect_https: Field,
+    pub(super) tls: Table<RawTls>,
+    pub(super) limits: Table<RawLimits>,
+    pub(super) timeouts: Table<RawClientTimeouts>,
+    pub(super) log: Table<RawLog>,
+    pub(super) site: Tables<RawSite>,
 }
 
 /// `[[pool]]`.
@@ -88,7 +108,19 @@ pub(super) struct RawPool {
     pub(super) snat_ports: Field,
     pub(super) unavailable: Field,
     pub(super) check: Option<Spanned<Section<RawCheck>>>,
-    pub(super) passive: Section<RawPassive>,
+    pub(super) passive: Table<RawPassive>,
+    pub(super) sticky: Table<RawSticky>,
+    pub(super) queue: Table<RawQueue>,
+    pub(super) retries: Table<RawRetries>,
+    pub(super) observe: Table<RawObserve>,
+    pub(super) panic_threshold: Field,
+    pub(super) slow_start: Field,
+    pub(super) protocol: Field,
+    pub(super) tls: Table<RawBackendTls>,
+    pub(super) send_proxy: Field,
+    pub(super) timeouts: Table<RawBackendTimeouts>,
+    pub(super) keep_alive_connections: Field,
+    pub(super) maintenance: Table<RawRespond>,
     pub(super) backend: Vec<Spanned<Section<RawBackend>>>,
 }
 
@@ -124,6 +156,11 @@ pub(super) struct RawBackend {
     pub(super) address: Field,
     pub(super) weight: Field,
     pub(super) activation: Field,
+    pub(super) route: Field,
+    pub(super) domain: Field,
+    pub(super) redirect: Field,
+    pub(super) priority: Field,
+    pub(super) max_connections: Field,
 }
 
 /// A table, and only a table: serde's structs would take an array as well, by
@@ -424,13 +461,38 @@ fn misplaced(key: &str, value: &DeValue<'_>, message: &str) -> String {
 
 /// What belongs where `key` stands.
 fn shape(key: &str, message: &str) -> String {
-    match key {
-        _ if message.contains("overflowed") => "a number of at most 18 digits".to_owned(),
-        "frontend" | "pool" => format!("tables, each written as `[[{key}]]`"),
-        "backend" => "tables, each written as `[[pool.backend]]`".to_owned(),
-        "check" | "passive" => format!("a table, written as `[pool.{key}]`"),
-        _ => format!("a table, written as `[{key}]`"),
-    }
+    let (kind, header) = match key {
+        _ if message.contains("overflowed") => {
+            return "a number of at most 18 digits".to_owned();
+        }
+        "request_headers" | "response_headers" => {
+            return format!(
+                "an array of tables such as `{key} = [{{ set = \"X-Name\", value = \"text\" }}]`"
+            );
+        }
+        "tls" => return "a table, written as `[frontend.tls]` or `[pool.tls]`".to_owned(),
+        "timeouts" => {
+            return "a table, written as `[timeouts]`, `[frontend.timeouts]` or `[pool.timeouts]`"
+                .to_owned();
+        }
+        "files" | "redirect" | "respond" | "rewrite" => {
+            return format!(
+                "a table, written as `{key} = {{ .. }}` or `[frontend.site.mount.{key}]`"
+            );
+        }
+        "frontend" | "pool" => ("tables, each", format!("[[{key}]]")),
+        "backend" => ("tables, each", "[[pool.backend]]".to_owned()),
+        "site" => ("tables, each", "[[frontend.site]]".to_owned()),
+        "mount" | "exclude" => ("tables, each", format!("[[frontend.site.{key}]]")),
+        "certificate" => ("tables, each", "[[frontend.tls.certificate]]".to_owned()),
+        "fallback" => ("a table,", "[frontend.site.fallback]".to_owned()),
+        "limits" | "log" => ("a table,", format!("[frontend.{key}]")),
+        "check" | "passive" | "sticky" | "queue" | "retries" | "observe" | "maintenance" => {
+            ("a table,", format!("[pool.{key}]"))
+        }
+        _ => ("a table,", format!("[{key}]")),
+    };
+    format!("{kind} written as `{header}`")
 }
 
 /// The keys that serde's message about an unknown one lists.
@@ -444,14 +506,64 @@ fn known_keys<'a>(message: &'a str, unknown: &str) -> Vec<&'a str> {
 fn elsewhere(key: &str) -> Option<String> {
     let place = match key {
         "backend" => "[[pool.backend]]",
-        "check" => "[pool.check]",
-        "passive" => "[pool.passive]",
+        "check" | "passive" | "sticky" | "queue" | "retries" | "observe" | "maintenance" => {
+            return Some(format!("it in `[pool.{key}]`"));
+        }
+        "limits" | "log" => return Some(format!("it in `[frontend.{key}]`")),
+        "site" => "[[frontend.site]]",
+        "mount" | "exclude" => return Some(format!("it in `[[frontend.site.{key}]]`")),
+        "fallback" => "[frontend.site.fallback]",
+        "hosts" | "root" => "[[frontend.site]]",
+        "pattern" | "files" | "respond" | "rewrite" | "compress" => "[[frontend.site.mount]]",
+        "strip_prefix" | "add_prefix" | "request_headers" | "response_headers" => {
+            return Some("it in the `rewrite` of a mount".to_owned());
+        }
+        "key_file" | "same_site" | "http_only" | "partitioned" | "parameter" | "force" => {
+            "[pool.sticky]"
+        }
+        "attempts" | "budget_percent" | "non_idempotent" | "on_status" => "[pool.retries]",
+        "failures" | "ejection" | "max_ejection" => "[pool.observe]",
+        "connect" | "response" | "tunnel" => "[pool.timeouts]",
+        "length" => "[pool.queue]",
+        "server_name" | "verify" | "authorities" => "[pool.tls]",
+        "minimum" | "client_auth" | "client_authorities" => "[frontend.tls]",
+        "handshake" | "body_idle" | "body_rate" | "send" => "[frontend.timeouts]",
+        "head_bytes"
+        | "target_bytes"
+        | "body_bytes"
+        | "connections"
+        | "connections_per_source"
+        | "requests_per_source"
+        | "requests_per_connection"
+        | "h2_streams"
+        | "h2_resets" => "[frontend.limits]",
+        "file" | "format" | "details" => "[frontend.log]",
+        "threads" | "learned_max" | "drain_timeout" => "[http]",
         "interval" | "fast_interval" | "timeout" | "fall" | "rise" | "port" | "path" | "host"
         | "expect" => "[pool.check]",
         "refused" | "unanswered" => "[pool.passive]",
-        "weight" | "activation" => "[[pool.backend]]",
-        "balance" | "forward" | "snat" | "snat_ports" | "unavailable" => "[[pool]]",
-        "protocol" => "[[frontend]]",
+        "weight" | "activation" | "route" | "domain" | "redirect" | "priority"
+        | "max_connections" => "[[pool.backend]]",
+        "balance"
+        | "forward"
+        | "snat"
+        | "snat_ports"
+        | "unavailable"
+        | "panic_threshold"
+        | "slow_start"
+        | "send_proxy"
+        | "keep_alive_connections" => "[[pool]]",
+        "protocol"
+        | "http1"
+        | "http2"
+        | "proxy_protocol_from"
+        | "trusted_proxies"
+        | "x_forwarded"
+        | "forwarded"
+        | "via"
+        | "request_id"
+        | "hsts"
+        | "redirect_https" => "[[frontend]]",
         "interfaces" | "flows_ipv4" | "flows_ipv6" | "pin_dir" => "[xdp]",
         "tcp_idle" | "udp_idle" | "closed" | "removed" => "[timeouts]",
         "socket" => "[admin]",

@@ -12,6 +12,8 @@ use toml::Spanned;
 
 use super::cross;
 use super::findings::{Findings, Mistake, Span};
+use super::http::frontend::HttpDraft;
+use super::http::{self, cross as http_cross, frontend as http_frontend};
 use super::pool::{self, PoolDraft};
 use super::raw::{Field, RawAdmin, RawConfig, RawFrontend, RawTimeouts, RawXdp, Value};
 use super::value::{self, Role, show_duration};
@@ -47,20 +49,27 @@ impl FrontendDraft {
     }
 }
 
-/// Which protocols of frontends use a pool.
+/// Which frontends use a pool: of which protocols those that are steered in the
+/// kernel are, and whether HTTP frontends do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
     pub(super) tcp: bool,
     pub(super) udp: bool,
+    pub(super) http: bool,
 }
 
 impl Usage {
     /// Only UDP frontends use it.
     pub(super) fn udp_only(self) -> bool {
-        self.udp && !self.tcp
+        self.udp && !self.tcp && !self.http
     }
 
-    /// How many protocols use it.
+    /// Whether any frontend uses it.
+    pub(super) fn any(self) -> bool {
+        self.protocols() > 0 || self.http
+    }
+
+    /// For how many protocols it is steered in the kernel.
     pub(super) fn protocols(self) -> usize {
         usize::from(self.tcp) + usize::from(self.udp)
     }
@@ -75,12 +84,22 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
     let xdp = xdp(raw_xdp, findings);
     let admin = admin(&raw.admin, findings);
     let timeouts = timeouts(&raw.timeouts, findings);
-    let frontends: Vec<FrontendDraft> = raw
-        .frontend
-        .iter()
-        .map(|table| frontend(table.get_ref(), table.span(), findings))
-        .collect();
-    let usage = usage(&frontends);
+    let mut http = http::http(&raw.http, findings);
+    let mut frontends = Vec::new();
+    let mut answered = Vec::new();
+    for table in &raw.frontend {
+        match mode(table.get_ref(), findings) {
+            Mode::Xdp => frontends.push(frontend(table.get_ref(), table.span(), findings)),
+            Mode::Http => {
+                answered.push(http_frontend::frontend(
+                    table.get_ref(),
+                    table.span(),
+                    findings,
+                ));
+            }
+        }
+    }
+    let usage = usage(&frontends, &answered);
     let pools: Vec<PoolDraft> = raw
         .pool
         .iter()
@@ -97,13 +116,18 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         let table = xdp_table.map(Spanned::span);
         cross::no_interfaces(written, table, &frontends, findings);
     }
-    cross::check(&frontends, &pools, findings);
+    cross::check(&frontends, &answered, &pools, findings);
+    http_cross::check(&frontends, &answered, &pools, findings);
+    http.frontends = answered
+        .into_iter()
+        .map(|draft| draft.finish().map(Arc::new))
+        .collect::<Option<_>>()?;
 
     Some(Config {
         xdp,
         admin,
         timeouts,
-        http: Default::default(),
+        http,
         frontends: frontends
             .into_iter()
             .map(FrontendDraft::finish)
@@ -176,11 +200,69 @@ fn timeouts(raw: &RawTimeouts, findings: &mut Findings) -> FlowTimeouts {
     }
 }
 
+/// Who answers a frontend.
+#[derive(Clone, Copy)]
+enum Mode {
+    Xdp,
+    Http,
+}
+
+fn mode(raw: &RawFrontend, findings: &mut Findings) -> Mode {
+    findings.or("mode", &raw.mode, Mode::Xdp, |v| {
+        v.word(&[("xdp", Mode::Xdp), ("http", Mode::Http)], &[])
+    })
+}
+
+/// Refuses keys of HTTP frontends on one that is steered in the kernel.
+fn no_http(raw: &RawFrontend, findings: &mut Findings) {
+    let keys = [
+        ("http1", raw.http1.as_ref().map(Spanned::span)),
+        ("http2", raw.http2.as_ref().map(Spanned::span)),
+        (
+            "proxy_protocol_from",
+            raw.proxy_protocol_from.as_ref().map(Spanned::span),
+        ),
+        (
+            "trusted_proxies",
+            raw.trusted_proxies.as_ref().map(Spanned::span),
+        ),
+        ("x_forwarded", raw.x_forwarded.as_ref().map(Spanned::span)),
+        ("forwarded", raw.forwarded.as_ref().map(Spanned::span)),
+        ("via", raw.via.as_ref().map(Spanned::span)),
+        ("request_id", raw.request_id.as_ref().map(Spanned::span)),
+        ("hsts", raw.hsts.as_ref().map(Spanned::span)),
+        (
+            "redirect_https",
+            raw.redirect_https.as_ref().map(Spanned::span),
+        ),
+        ("tls", raw.tls.as_ref().map(Spanned::span)),
+        ("limits", raw.limits.as_ref().map(Spanned::span)),
+        ("timeouts", raw.timeouts.as_ref().map(Spanned::span)),
+        ("log", raw.log.as_ref().map(Spanned::span)),
+        ("site", raw.site.first().map(Spanned::span)),
+    ];
+    for (key, span) in keys {
+        if let Some(span) = span {
+            let message =
+                format!("`{key}` belongs to an http frontend, and this one's mode is xdp");
+            let expected = format!("`mode = \"http\"`, or no `{key}`");
+            findings.error(span, message, expected);
+        }
+    }
+}
+
 fn frontend(raw: &RawFrontend, span: Span, findings: &mut Findings) -> FrontendDraft {
     let table = ("a frontend", &span);
     let address = "\"192.0.2.10:80\"";
     let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
-    findings.or("mode", &raw.mode, (), |v| v.word(&[("xdp", ())], &["http"]));
+    // After a wrong mode nothing can be said about which keys belong to it.
+    let wrong = raw
+        .mode
+        .as_ref()
+        .is_some_and(|m| *m.get_ref() != Value::Text("xdp".into()));
+    if !wrong {
+        no_http(raw, findings);
+    }
     FrontendDraft {
         name: findings.required("name", &raw.name, table, "\"web\"", |v| name(v, "\"web\"")),
         address: findings.required("address", &raw.address, table, address, |v| {
@@ -217,7 +299,7 @@ pub(super) fn duration_or(
     })
 }
 
-fn usage(frontends: &[FrontendDraft]) -> HashMap<Arc<str>, Usage> {
+fn usage(frontends: &[FrontendDraft], answered: &[HttpDraft]) -> HashMap<Arc<str>, Usage> {
     let mut usage: HashMap<Arc<str>, Usage> = HashMap::new();
     for frontend in frontends {
         let Some(pool) = &frontend.pool else { continue };
@@ -226,6 +308,9 @@ fn usage(frontends: &[FrontendDraft]) -> HashMap<Arc<str>, Usage> {
             Protocol::Tcp => entry.tcp = true,
             Protocol::Udp => entry.udp = true,
         }
+    }
+    for pool in answered.iter().flat_map(|f| &f.references.routed) {
+        usage.entry(Arc::clone(pool.get_ref())).or_default().http = true;
     }
     usage
 }

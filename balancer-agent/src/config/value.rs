@@ -118,8 +118,12 @@ pub(super) fn show_duration(duration: Duration) -> String {
 pub(super) enum Role {
     /// Answered by the balancer, in the kernel.
     Frontend,
-    /// A server.
+    /// Listened on by the agent.
+    Listener,
+    /// A server that packets are steered to.
     Backend,
+    /// A server that only the agent connects to.
+    Upstream,
     /// A source address to translate to.
     Snat,
 }
@@ -227,7 +231,10 @@ fn not_ipv4(host: &str) -> Mistake {
 fn suitable(ip: IpAddr, role: Role) -> Result<(), Mistake> {
     let expected = match role {
         Role::Frontend => "the address that clients connect to",
-        Role::Backend => "the server's own address, as it is reached over the network",
+        Role::Listener => "an address of this host, or 0.0.0.0 or [::] for all of them",
+        Role::Backend | Role::Upstream => {
+            "the server's own address, as it is reached over the network"
+        }
         Role::Snat => "an address of this host that the servers can answer to",
     };
     let what = match ip {
@@ -236,9 +243,11 @@ fn suitable(ip: IpAddr, role: Role) -> Result<(), Mistake> {
             let expected = format!("the IPv4 address itself, {v4}");
             return Err(Mistake::value("is an IPv4-mapped IPv6 address", expected));
         }
+        _ if role == Role::Listener && ip.is_unspecified() => return Ok(()),
         _ if ip.is_unspecified() => "is the unspecified address",
         _ if ip.is_multicast() => "is a multicast address",
         _ if ip.is_loopback() => match role {
+            Role::Listener | Role::Upstream => return Ok(()),
             Role::Backend => "is a loopback address, which steered packets can't reach",
             _ => "is a loopback address, which never comes in from the network",
         },

@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 
 /// The whole web tier.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Http {
     /// Runtimes, each on a thread of its own: `[http] threads`; never 0 in a checked file
     /// (the default is one per core that the process may use).
@@ -178,6 +178,9 @@ pub struct AccessLog {
     pub file: PathBuf,
     /// How a line looks.
     pub format: LogFormat,
+    /// Lines of the common and combined formats end in what only a balancer knows: backend,
+    /// route, retries, times by phase and the cause of the end. JSON has it always.
+    pub details: bool,
 }
 
 /// Formats of the access log.
@@ -599,6 +602,72 @@ pub fn masked(address: IpAddr, ipv4_prefix: u8, ipv6_prefix: u8) -> IpAddr {
     };
     // Prefixes were checked; a longer one could only mean the whole address.
     IpNet::new(address, prefix).map_or(address, |net| net.trunc().addr())
+}
+
+impl Default for Http {
+    /// A web tier without frontends.
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            learned_max: 100_000,
+            max_connections: 200_000,
+            drain_timeout: Duration::from_secs(30),
+            frontends: Vec::new(),
+        }
+    }
+}
+
+impl Default for Versions {
+    /// All of them.
+    fn default() -> Self {
+        Self {
+            http1: true,
+            http2: true,
+        }
+    }
+}
+
+impl Default for Forwarded {
+    /// What every application server understands.
+    fn default() -> Self {
+        Self {
+            x_forwarded: true,
+            rfc7239: false,
+        }
+    }
+}
+
+impl Default for Compress {
+    /// Less than a packet is not worth it.
+    fn default() -> Self {
+        Self { min_bytes: 1024 }
+    }
+}
+
+impl Default for StickyRoute {
+    /// Where servlet containers put the session id.
+    fn default() -> Self {
+        Self {
+            cookie: "JSESSIONID".into(),
+            parameter: "jsessionid".into(),
+            force: false,
+        }
+    }
+}
+
+impl Default for CookieAttributes {
+    /// A session cookie for the whole host, out of reach of scripts.
+    fn default() -> Self {
+        Self {
+            path: "/".into(),
+            domain: None,
+            max_age: None,
+            secure: false,
+            http_only: true,
+            same_site: Some(SameSite::Lax),
+            partitioned: false,
+        }
+    }
 }
 
 impl Default for PoolHttp {

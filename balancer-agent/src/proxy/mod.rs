@@ -17,7 +17,21 @@
 //! ```
 //!
 //! - `types.rs`: what travels between these: bodies, connections, records;
+//! - `log/`: the access log; `stats.rs`: counters, and what the status shows of them;
+//! - `service.rs`: one request;
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
-//! - `server.rs`: threads, listeners, reload, drain.
+//! - `server.rs`: threads, listeners, reload, drain; `status.rs`: what operators see of it.
 
+pub mod balance;
+pub mod downstream;
+pub mod files;
+pub mod log;
+pub mod route;
+pub mod server;
+pub mod service;
+pub mod stats;
+mod status;
+pub mod sticky;
 pub mod types;
+pub mod upstream;
+pub mod world;

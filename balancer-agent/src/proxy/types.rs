@@ -98,6 +98,8 @@ pub struct Connection {
     pub peer: IpAddr,
     /// What TLS agreed on.
     pub tls: Option<TlsInfo>,
+    /// Interim responses on this connection, where it can carry them.
+    pub inform: super::downstream::Inform,
 }
 
 /// What a TLS handshake agreed on.
@@ -160,6 +162,29 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them, in the order of [`Self::index`].
+    pub const ALL: [Self; 14] = [
+        Self::Done,
+        Self::Refused,
+        Self::ClientAborted,
+        Self::ClientTimeout,
+        Self::ConnectFailed,
+        Self::ConnectTimeout,
+        Self::BackendAborted,
+        Self::BackendTimeout,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::NoBackend,
+        Self::Overload,
+        Self::Shutdown,
+        Self::Internal,
+    ];
+
+    /// Its place among counters.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
     /// Short word for logs and metrics.
     pub const fn word(self) -> &'static str {
         match self {

@@ -27,7 +27,7 @@ mod memory;
 mod observed;
 mod plan;
 mod removal;
-mod ring;
+pub(crate) mod ring;
 mod step;
 #[cfg(test)]
 mod tests;

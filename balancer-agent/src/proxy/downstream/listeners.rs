@@ -1,0 +1,319 @@
+//! The sockets that frontends listen on, and their hand-over between configurations.
+//!
+//! Preparing a configuration binds all sockets of new frontends (one per thread, with
+//! SO_REUSEPORT) and reads all certificates, so that nothing can fail once it is applied. A
+//! frontend whose name and address are unchanged keeps its sockets and connections.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
+
+use super::live::FrontendLive;
+use super::settings::Settings;
+use super::source::Sources;
+use super::tls::{TlsError, TlsStore};
+use crate::model::http::Http;
+
+/// Connections that the kernel may keep for each socket before they are accepted; it cuts
+/// this to `net.core.somaxconn`.
+const BACKLOG: i32 = 8192;
+
+/// Why a configuration can't be applied. Nothing has been changed.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A frontend's address can't be listened on.
+    #[error(
+        "frontend {frontend:?}: can't listen on {address}: {source}{}",
+        hint(source)
+    )]
+    Bind {
+        /// Its name.
+        frontend: Arc<str>,
+        /// Its address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A frontend's TLS can't be set up.
+    #[error("frontend {frontend:?}: {source}")]
+    Tls {
+        /// Its name.
+        frontend: Arc<str>,
+        /// Why.
+        source: TlsError,
+    },
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => " (another program listens there)",
+        std::io::ErrorKind::AddrNotAvailable => " (no interface has this address)",
+        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
+        _ => "",
+    }
+}
+
+/// A frontend while it is listened on: what outlives a reload.
+pub(super) struct Bound {
+    /// What it was bound for.
+    pub address: SocketAddr,
+    /// What new requests go by.
+    pub settings: ArcSwap<Settings>,
+    /// Counters.
+    pub live: Arc<FrontendLive>,
+    /// Connections and requests by source.
+    pub sources: Sources,
+    /// One per thread, until the thread takes it.
+    sockets: Mutex<Vec<Option<std::net::TcpListener>>>,
+}
+
+impl Bound {
+    /// The socket of a thread; once.
+    pub fn take_socket(&self, thread: usize) -> Option<std::net::TcpListener> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.get_mut(thread)?.take()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> Arc<str> {
+        Arc::clone(&self.settings.load().frontend.name)
+    }
+}
+
+/// What threads serve.
+#[derive(Clone, Default)]
+pub(super) struct Set {
+    /// Frontends in the order of the file.
+    pub bound: Vec<Arc<Bound>>,
+    /// Everything is to end.
+    pub draining: bool,
+}
+
+/// Connections of all frontends together.
+#[derive(Default)]
+pub(super) struct Overall {
+    /// Now.
+    pub connections: AtomicUsize,
+    /// At most.
+    pub most: AtomicUsize,
+    /// A drain has run out of time.
+    pub cut: AtomicBool,
+}
+
+struct Inner {
+    set: watch::Sender<Set>,
+    overall: Arc<Overall>,
+    threads: usize,
+}
+
+/// Handle on all listeners; clones are the same.
+#[derive(Clone)]
+pub struct Listeners(Arc<Inner>);
+
+struct Planned {
+    settings: Settings,
+    /// `None`: the sockets of the running frontend are kept.
+    sockets: Option<Vec<std::net::TcpListener>>,
+}
+
+/// Sockets that are bound and certificates that are loaded, but not yet in use. Dropping
+/// it closes the sockets and changes nothing else.
+pub struct PreparedListeners {
+    planned: Vec<Planned>,
+    max_connections: usize,
+    threads: usize,
+    warnings: Vec<String>,
+}
+
+impl PreparedListeners {
+    /// What is odd but usable, with the frontend's name: expired certificates and the like.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+impl Listeners {
+    /// Binds and loads what `http` asks for beyond what `previous` already has. The number
+    /// of threads is that of `previous`, if there is one.
+    ///
+    /// # Errors
+    /// An address that can't be listened on; a certificate that can't be used.
+    pub fn prepare(
+        http: &Http,
+        previous: Option<&Self>,
+    ) -> Result<PreparedListeners, PrepareError> {
+        let threads = previous.map_or(http.threads.max(1), |p| p.0.threads);
+        let running = previous.map(|p| p.0.set.borrow().bound.clone());
+        let mut warnings = Vec::new();
+        let mut planned = Vec::with_capacity(http.frontends.len());
+        for frontend in &http.frontends {
+            let kept = running
+                .iter()
+                .flatten()
+                .find(|bound| bound.address == frontend.address && bound.name() == frontend.name);
+            let tls = match &frontend.tls {
+                None => None,
+                Some(tls) => {
+                    let old = kept.and_then(|bound| bound.settings.load().tls.clone());
+                    let store = TlsStore::load(tls, frontend.versions, old.as_deref()).map_err(
+                        |source| PrepareError::Tls {
+                            frontend: Arc::clone(&frontend.name),
+                            source,
+                        },
+                    )?;
+                    let name = &frontend.name;
+                    let odd = store.warnings().iter();
+                    warnings.extend(odd.map(|w| format!("frontend {name:?}: {w}")));
+                    Some(Arc::new(store))
+                }
+            };
+            let sockets = match kept {
+                Some(_) => None,
+                None => Some(
+                    (0..threads)
+                        .map(|_| listen(frontend.address))
+                        .collect::<Result<Vec<_>, _>>()
+                        .map_err(|source| PrepareError::Bind {
+                            frontend: Arc::clone(&frontend.name),
+                            address: frontend.address,
+                            source,
+                        })?,
+                ),
+            };
+            planned.push(Planned {
+                settings: Settings {
+                    frontend: Arc::clone(frontend),
+                    tls,
+                    drain: http.drain_timeout,
+                },
+                sockets,
+            });
+        }
+        Ok(PreparedListeners {
+            planned,
+            max_connections: http.max_connections,
+            threads,
+            warnings,
+        })
+    }
+
+    /// The first listeners of a process. They begin to accept with [`Self::serve`].
+    pub fn new(prepared: PreparedListeners) -> Self {
+        let listeners = Self(Arc::new(Inner {
+            set: watch::Sender::new(Set::default()),
+            overall: Arc::default(),
+            threads: prepared.threads,
+        }));
+        listeners.apply(prepared);
+        listeners
+    }
+
+    /// Goes over to another configuration: new frontends are accepted on, removed ones
+    /// drain, the connections of others take the new settings with their next request.
+    ///
+    /// `prepared` was made with these listeners as its `previous`, and nothing was applied
+    /// in between; a frontend that it takes for running but that is not is left out.
+    pub fn apply(&self, prepared: PreparedListeners) {
+        let overall = &self.0.overall;
+        overall.most.store(prepared.max_connections, Relaxed);
+        self.0.set.send_modify(|set| {
+            let old = std::mem::take(&mut set.bound);
+            for planned in prepared.planned {
+                let settings = Arc::new(planned.settings);
+                let frontend = &settings.frontend;
+                match planned.sockets {
+                    None => {
+                        let kept = old.iter().find(|bound| {
+                            bound.address == frontend.address && bound.name() == frontend.name
+                        });
+                        if let Some(bound) = kept {
+                            bound.settings.store(settings);
+                            set.bound.push(Arc::clone(bound));
+                        }
+                    }
+                    Some(sockets) => set.bound.push(Arc::new(Bound {
+                        address: frontend.address,
+                        settings: ArcSwap::new(settings),
+                        live: Arc::default(),
+                        sources: Sources::default(),
+                        sockets: Mutex::new(sockets.into_iter().map(Some).collect()),
+                    })),
+                }
+            }
+        });
+    }
+
+    /// Threads that [`Self::serve`] has to be run on, numbered from 0.
+    pub fn threads(&self) -> usize {
+        self.0.threads
+    }
+
+    /// Begins the end: nothing is accepted any more, idle connections are closed, running
+    /// requests are the last of their connections. [`Self::serve`] returns on each thread
+    /// once its connections are gone, or have been cut after `drain_timeout`.
+    pub fn drain(&self) {
+        self.0.set.send_modify(|set| set.draining = true);
+    }
+
+    /// Connections now, over all frontends; those of removed frontends and upgraded ones
+    /// included.
+    pub fn connections(&self) -> usize {
+        self.0.overall.connections.load(Relaxed)
+    }
+
+    /// Counters by frontend, in the order of the file.
+    pub fn live(&self) -> Vec<(Arc<str>, Arc<FrontendLive>)> {
+        let set = self.0.set.borrow();
+        let bound = set.bound.iter();
+        bound.map(|b| (b.name(), Arc::clone(&b.live))).collect()
+    }
+
+    /// What threads serve, and news of it.
+    pub(super) fn watch(&self) -> watch::Receiver<Set> {
+        self.0.set.subscribe()
+    }
+
+    /// Shared limits.
+    pub(super) fn overall(&self) -> &Arc<Overall> {
+        &self.0.overall
+    }
+}
+
+/// A listening socket for one thread.
+fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        // "[::]" is every address, IPv4 too.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // A restart must not wait for connections of its predecessor in TIME-WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    // Inherited by accepted sockets, which saves a call for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+impl Listeners {
+    /// Serves on this thread, within a [`tokio::task::LocalSet`] of a current-thread runtime:
+    /// accepts on this thread's socket of every frontend, and follows
+    /// [`Self::apply`] and [`Self::drain`]. `handler` makes the handler of a frontend by its
+    /// name, once per frontend and thread. Returns when a drain is over.
+    pub async fn serve<H, F>(&self, thread: usize, handler: F)
+    where
+        H: super::Handler,
+        F: Fn(&Arc<str>) -> std::rc::Rc<H>,
+    {
+        super::accept::serve(self, thread, handler).await;
+    }
+}

@@ -1,0 +1,243 @@
+//! The web tier as a whole: prepared, started, changed, drained.
+//!
+//! ```text
+//! prepare (anything may fail, nothing has changed) --> start / apply (nothing can fail)
+//!                                                         |
+//!          threads http-0 .. http-n: one runtime, one LocalSet, one Thread each
+//! ```
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::downstream::{self, Listeners, PreparedListeners};
+use super::files::OpenError;
+use super::log::{LogFiles, Masks};
+use super::route::Router;
+use super::service::{Service, Thread};
+use super::stats::{self, FrontendCounts, HttpStatus, Reopened, Web};
+use super::upstream::endpoint::{EndpointError, Speech};
+use super::world::{FrontendWorld, Parts, Publisher};
+use crate::model::{Activation, BackendName, Config, Health};
+use crate::prober::Verdict;
+
+/// How often threads let go of connections to backends that have ended.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Why a configuration's web tier can't be had. Nothing has been changed.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A frontend's address or certificates.
+    #[error(transparent)]
+    Listen(#[from] downstream::PrepareError),
+    /// A document root.
+    #[error("frontend {frontend:?}: {source}")]
+    Files {
+        /// Its name.
+        frontend: Arc<str>,
+        /// Why.
+        source: OpenError,
+    },
+    /// An access log.
+    #[error("frontend {frontend:?}: {source}")]
+    Log {
+        /// Its name.
+        frontend: Arc<str>,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// TLS to backends.
+    #[error(transparent)]
+    Backends(#[from] EndpointError),
+}
+
+/// A configuration's web tier, ready to be started or applied.
+pub struct Prepared {
+    listeners: PreparedListeners,
+    logs: Arc<LogFiles>,
+    parts: Parts,
+}
+
+impl Prepared {
+    /// What is odd but usable.
+    pub fn warnings(&self) -> &[String] {
+        self.listeners.warnings()
+    }
+}
+
+/// The running web tier; clones are the same.
+#[derive(Clone)]
+pub struct Proxy(Arc<Inner>);
+
+struct Inner {
+    publisher: Arc<Publisher>,
+    listeners: Listeners,
+    logs: Arc<LogFiles>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Proxy {
+    /// Binds addresses, reads certificates, opens document roots and logs.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; nothing has changed then, nor has it before [`Self::apply`].
+    pub fn prepare(
+        config: &Arc<Config>,
+        previous: Option<&Self>,
+    ) -> Result<Prepared, PrepareError> {
+        let listeners = Listeners::prepare(&config.http, previous.map(|p| &p.0.listeners))?;
+        let logs = match previous {
+            Some(previous) => Arc::clone(&previous.0.logs),
+            None => Arc::new(LogFiles::new(config.http.threads)),
+        };
+        let masks = Arc::new(Masks::new(config));
+        let known = previous.map(|p| p.0.publisher.world().load_full());
+        let mut frontends = Vec::with_capacity(config.http.frontends.len());
+        for model in &config.http.frontends {
+            let name = &model.name;
+            let router = Router::open(model).map_err(|source| PrepareError::Files {
+                frontend: Arc::clone(name),
+                source,
+            })?;
+            let log = model.log.as_ref().map(|log| logs.open(log, &masks));
+            let log = log.transpose().map_err(|source| PrepareError::Log {
+                frontend: Arc::clone(name),
+                source,
+            })?;
+            let known = known.as_ref().and_then(|world| {
+                let at = world.frontend(name)?;
+                Some(Arc::clone(&world.frontends[at].counts))
+            });
+            let counts =
+                known.unwrap_or_else(|| Arc::new(FrontendCounts::new(config.http.threads)));
+            frontends.push(Arc::new(FrontendWorld {
+                model: Arc::clone(model),
+                router,
+                log,
+                counts,
+            }));
+        }
+        let speeches = config.pools.iter().map(|pool| Speech::prepare(pool).map(Arc::new));
+        Ok(Prepared {
+            listeners,
+            logs,
+            parts: Parts {
+                config: Arc::clone(config),
+                frontends,
+                speeches: speeches.collect::<Result<_, _>>()?,
+            },
+        })
+    }
+
+    /// Starts to serve, with what is known of backends.
+    ///
+    /// # Errors
+    /// A thread or a runtime can't be had.
+    pub fn start(
+        prepared: Prepared,
+        health: &HashMap<BackendName, Health>,
+        words: &HashMap<BackendName, Activation>,
+    ) -> std::io::Result<Self> {
+        let publisher = Publisher::new(prepared.parts, health, words);
+        let proxy = Self(Arc::new(Inner {
+            publisher: Arc::new(publisher),
+            listeners: Listeners::new(prepared.listeners),
+            logs: prepared.logs,
+            threads: Mutex::default(),
+        }));
+        proxy.run_threads()?;
+        Ok(proxy)
+    }
+
+    /// Goes over to another configuration. Requests that run keep the old one.
+    pub fn apply(&self, prepared: Prepared) {
+        // Frontends must know their routes before they are listened on.
+        self.0.publisher.apply(prepared.parts);
+        self.0.listeners.apply(prepared.listeners);
+    }
+
+    /// Notes what checks have found.
+    pub fn verdicts(&self, verdicts: &[Verdict]) {
+        let verdicts = verdicts.iter().map(|verdict| (&verdict.name, verdict.health));
+        self.0.publisher.verdicts(verdicts);
+    }
+
+    /// Notes an operator's word.
+    pub fn activation(&self, name: &BackendName, activation: Activation) {
+        self.0.publisher.activation(name, activation);
+    }
+
+    /// Has all access logs open their files again; does not wait for it.
+    pub fn reopen_logs(&self) {
+        self.0.logs.request_reopen();
+    }
+
+    /// Ends: accepts nothing more, lets running requests end within `drain_timeout`, and
+    /// waits for that.
+    pub async fn drain(&self) {
+        self.0.listeners.drain();
+        let threads = std::mem::take(&mut *self.threads());
+        let logs = Arc::clone(&self.0.logs);
+        let ended = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                // One that failed has said so itself.
+                let _ = thread.join();
+            }
+            logs.flush(SWEEP);
+        });
+        let _ = ended.await;
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.0.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_threads(&self) -> std::io::Result<()> {
+        let mut threads = self.threads();
+        for number in 0..self.0.listeners.threads() {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let listeners = self.0.listeners.clone();
+            let publisher = Arc::clone(&self.0.publisher);
+            let thread = std::thread::Builder::new().name(format!("http-{number}"));
+            threads.push(thread.spawn(move || {
+                stats::enter(number);
+                let thread = Rc::new(Thread::new(&publisher));
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, async {
+                    tokio::task::spawn_local(sweep(Rc::clone(&thread)));
+                    let service = |name: &Arc<str>| Rc::new(Service::new(&thread, name));
+                    listeners.serve(number, service).await;
+                });
+            })?);
+        }
+        Ok(())
+    }
+}
+
+async fn sweep(thread: Rc<Thread>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        thread.refresh();
+        thread.upstreams.sweep();
+    }
+}
+
+impl Web for Proxy {
+    fn status(&self) -> HttpStatus {
+        super::status::status(
+            &self.0.publisher.world().load(),
+            &self.0.listeners,
+            &self.0.logs,
+        )
+    }
+
+    fn reopen_logs(&self) -> Vec<Reopened> {
+        self.0.logs.reopen()
+    }
+}

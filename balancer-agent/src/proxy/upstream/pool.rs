@@ -1,0 +1,368 @@
+//! The connections of one thread to one backend: those that rest, and which one a request
+//! gets.
+//!
+//! ```text
+//! take: the one that rested last, if it is quiet -- else the next -- else a fresh one
+//! keep: at the end of a response, at most so many; the one that rested longest gives way
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::body::RequestBody;
+use super::connect::{Connected, Parties, connect};
+use super::endpoint::Speech;
+use super::h1::{self, Answer, Wire};
+use super::h2::{self, H2Connection};
+use super::head::{Incoming, Outgoing};
+use super::ticker::Timer;
+use super::{Deadlines, Failure, Inform, ResponseBody, SendError};
+use crate::model::http::BackendProtocol;
+
+/// Streams that one HTTP/2 connection gets before another is opened.
+const STREAMS: usize = 100;
+/// HTTP/2 connections of a thread to a backend.
+const HTTP2_CONNECTIONS: usize = 4;
+
+/// What a request gets from a backend.
+pub enum Sent {
+    /// A response.
+    Response(Box<Incoming>, ResponseBody),
+    /// 101: a connection for the client and the backend alone.
+    Switched(Box<Incoming>, Box<Wire>),
+}
+
+/// What a request brings along beside its head and body.
+pub struct Terms<'a> {
+    /// For the PROXY header.
+    pub parties: Parties,
+    /// Whether it may be sent twice.
+    pub idempotent: bool,
+    /// The end of all.
+    pub until: Option<Instant>,
+    /// Where informational responses go.
+    pub inform: &'a mut dyn Inform,
+    /// Set once there is a connection: how long that took.
+    pub connected: &'a mut Option<Duration>,
+}
+
+/// One thread's connections to one backend.
+pub struct Connections {
+    address: SocketAddr,
+    speech: RefCell<Arc<Speech>>,
+    /// The one that rested last is at the back.
+    idle: RefCell<VecDeque<Idle>>,
+    http2: RefCell<Vec<Rc<H2Connection>>>,
+    /// Held by the one request that opens an HTTP/2 connection.
+    opening: tokio::sync::Mutex<()>,
+    failed: Cell<Option<(Instant, bool)>>,
+    /// TLS did not agree on HTTP/2.
+    http1_only: Cell<bool>,
+    closed: Cell<bool>,
+}
+
+struct Idle {
+    wire: Box<Wire>,
+    since: Instant,
+}
+
+impl Connections {
+    /// None yet.
+    pub fn new(address: SocketAddr, speech: Arc<Speech>) -> Self {
+        Self {
+            address,
+            speech: RefCell::new(speech),
+            idle: RefCell::default(),
+            http2: RefCell::default(),
+            opening: tokio::sync::Mutex::new(()),
+            failed: Cell::new(None),
+            http1_only: Cell::new(false),
+            closed: Cell::new(false),
+        }
+    }
+
+    /// Sends a request; a kept connection that turns out to be closed is replaced by a
+    /// fresh one where that is safe.
+    ///
+    /// # Errors
+    /// With the body, for another attempt.
+    pub async fn send(
+        self: &Rc<Self>,
+        request: &mut Outgoing<'_>,
+        mut body: RequestBody,
+        terms: Terms<'_>,
+    ) -> Result<Sent, Failure> {
+        let speech = Arc::clone(&self.speech.borrow());
+        let mut fresh = speech.send_proxy.is_some();
+        request.keep = !fresh && speech.keep_alive > 0;
+        let deadlines = || Deadlines {
+            response: speech.timeouts.response,
+            idle: speech.timeouts.idle,
+            total: Timer::at(terms.until),
+        };
+        loop {
+            let kept = match fresh {
+                true => None,
+                false => self.take(!terms.idempotent, speech.timeouts.keep_alive),
+            };
+            let wire = match kept {
+                Some(wire) => {
+                    *terms.connected = Some(Duration::ZERO);
+                    wire
+                }
+                None if speech.protocol == BackendProtocol::Http2 && !self.http1_only.get() => {
+                    match self.http2(&speech, terms.parties, fresh).await {
+                        Ok(Spoken::Http2(connection, took)) => {
+                            *terms.connected = Some(took);
+                            match h2::exchange(connection, request, body, deadlines()).await {
+                                Err(failure)
+                                    if matches!(failure.error, SendError::Stale) && !fresh =>
+                                {
+                                    body = failure.body;
+                                    if !body.rewind() {
+                                        return Err(Failure { body, ..failure });
+                                    }
+                                    fresh = true;
+                                    continue;
+                                }
+                                result => return result,
+                            }
+                        }
+                        Ok(Spoken::Http1(wire, took)) => {
+                            *terms.connected = Some(took);
+                            wire
+                        }
+                        Err(error) => {
+                            return Err(Failure {
+                                error,
+                                sent: false,
+                                body,
+                            });
+                        }
+                    }
+                }
+                None => {
+                    let began = Instant::now();
+                    match connect(self.address, &speech, terms.parties).await {
+                        Ok(connected) => {
+                            *terms.connected = Some(began.elapsed());
+                            Box::new(Wire::new(connected.stream))
+                        }
+                        Err(error) => {
+                            return Err(Failure {
+                                error,
+                                sent: false,
+                                body,
+                            });
+                        }
+                    }
+                }
+            };
+            let home = request.keep.then(|| Rc::clone(self));
+            let answer =
+                h1::exchange(wire, home, request, body, deadlines(), terms.inform).await;
+            match answer {
+                Ok(Answer::Response(head, body)) => {
+                    return Ok(Sent::Response(head, ResponseBody::Http1(body)));
+                }
+                Ok(Answer::Switched(head, wire)) => return Ok(Sent::Switched(head, wire)),
+                Err(failure)
+                    if matches!(failure.error, SendError::Stale)
+                        && (terms.idempotent || !failure.sent) =>
+                {
+                    body = failure.body;
+                    if !body.rewind() {
+                        return Err(Failure {
+                            error: failure.error,
+                            sent: failure.sent,
+                            body,
+                        });
+                    }
+                    fresh = true;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// The connection that rested last, if one is quiet.
+    fn take(&self, asked: bool, keep_alive: Duration) -> Option<Box<Wire>> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(Idle { mut wire, since }) = idle.pop_back() {
+            if since.elapsed() >= keep_alive {
+                // All others have rested longer.
+                idle.clear();
+                return None;
+            }
+            if wire.is_quiet(asked) {
+                return Some(wire);
+            }
+        }
+        None
+    }
+
+    /// Takes a connection back.
+    pub(super) fn keep(&self, wire: Box<Wire>) {
+        let most = self.speech.borrow().keep_alive;
+        if self.closed.get() || most == 0 {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() >= most {
+            idle.pop_front();
+        }
+        idle.push_back(Idle {
+            wire,
+            since: Instant::now(),
+        });
+    }
+
+    /// An HTTP/2 connection with room, or a fresh one.
+    async fn http2(
+        &self,
+        speech: &Arc<Speech>,
+        parties: Parties,
+        fresh: bool,
+    ) -> Result<Spoken, SendError> {
+        if !fresh && let Some(connection) = self.roomy() {
+            return Ok(Spoken::Http2(connection, Duration::ZERO));
+        }
+        let began = Instant::now();
+        let _opening = self.opening.lock().await;
+        // Another may have opened one meanwhile, or may have tried to.
+        if let Some(connection) = self.roomy().filter(|_| speech.send_proxy.is_none()) {
+            return Ok(Spoken::Http2(connection, began.elapsed()));
+        }
+        if let Some((at, late)) = self.failed.get()
+            && at > began
+        {
+            return Err(match late {
+                true => SendError::ConnectTimeout,
+                false => SendError::Connect(io::ErrorKind::ConnectionRefused.into()),
+            });
+        }
+        let connected = connect(self.address, speech, parties).await;
+        let Connected { stream, http2 } = connected.inspect_err(|error| {
+            let late = matches!(error, SendError::ConnectTimeout);
+            self.failed.set(Some((Instant::now(), late)));
+        })?;
+        let took = began.elapsed();
+        if !http2 {
+            self.http1_only.set(true);
+            return Ok(Spoken::Http1(Box::new(Wire::new(stream)), took));
+        }
+        let connection = Rc::new(H2Connection::open(stream).await?);
+        if speech.send_proxy.is_none() && !self.closed.get() {
+            let mut connections = self.http2.borrow_mut();
+            connections.retain(|c| !c.is_closed());
+            connections.push(Rc::clone(&connection));
+        }
+        Ok(Spoken::Http2(connection, took))
+    }
+
+    fn roomy(&self) -> Option<Rc<H2Connection>> {
+        let connections = self.http2.borrow();
+        let open = connections.iter().filter(|c| !c.is_closed());
+        let least = open.min_by_key(|c| c.streams())?;
+        let full = least.streams() >= STREAMS && connections.len() < HTTP2_CONNECTIONS;
+        (!full).then(|| Rc::clone(least))
+    }
+
+    /// Lets go of what has ended or rested for too long.
+    fn sweep(&self, now: Instant) {
+        let keep_alive = self.speech.borrow().timeouts.keep_alive;
+        let rested = |since: Instant| now.saturating_duration_since(since) >= keep_alive;
+        let mut idle = self.idle.borrow_mut();
+        idle.retain_mut(|idle| !rested(idle.since) && idle.wire.is_quiet(false));
+        if idle.is_empty() {
+            idle.shrink_to_fit();
+        }
+        drop(idle);
+        let mut connections = self.http2.borrow_mut();
+        connections.retain(|c| !c.is_closed() && !c.rests_since().is_some_and(rested));
+    }
+
+    /// Nothing is kept any more.
+    fn close(&self) {
+        self.closed.set(true);
+        self.idle.borrow_mut().clear();
+        self.http2.borrow_mut().clear();
+    }
+
+    /// Connections that rest.
+    pub fn idle(&self) -> usize {
+        self.idle.borrow().len()
+    }
+}
+
+enum Spoken {
+    Http2(Rc<H2Connection>, Duration),
+    Http1(Box<Wire>, Duration),
+}
+
+/// Pool and backend.
+type Key = (Arc<str>, Arc<str>);
+
+/// All connections of one thread to backends.
+#[derive(Default)]
+pub struct Upstreams {
+    backends: RefCell<HashMap<Key, Rc<Connections>>>,
+}
+
+impl Upstreams {
+    /// The connections to a backend: those that there are, unless it has moved or is spoken
+    /// to in another way.
+    pub fn backend(
+        &self,
+        pool: &Arc<str>,
+        name: &Arc<str>,
+        address: SocketAddr,
+        speech: &Arc<Speech>,
+    ) -> Rc<Connections> {
+        let mut backends = self.backends.borrow_mut();
+        let key = (Arc::clone(pool), Arc::clone(name));
+        if let Some(known) = backends.get(&key) {
+            let current = Arc::clone(&known.speech.borrow());
+            if known.address == address
+                && (Arc::ptr_eq(&current, speech) || current.is_same(speech))
+            {
+                *known.speech.borrow_mut() = Arc::clone(speech);
+                return Rc::clone(known);
+            }
+            known.close();
+        }
+        let made = Rc::new(Connections::new(address, Arc::clone(speech)));
+        backends.insert(key, Rc::clone(&made));
+        made
+    }
+
+    /// Closes the connections to backends that are no more.
+    pub fn retain(&self, keep: impl Fn(&str, &str) -> bool) {
+        self.backends.borrow_mut().retain(|(pool, name), known| {
+            let kept = keep(pool, name);
+            if !kept {
+                known.close();
+            }
+            kept
+        });
+    }
+
+    /// Lets go of connections that have ended or rested for too long; to be called every
+    /// second or so.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        for connections in self.backends.borrow().values() {
+            connections.sweep(now);
+        }
+    }
+
+    /// Connections that rest, over all backends.
+    pub fn idle(&self) -> usize {
+        self.backends.borrow().values().map(|c| c.idle()).sum()
+    }
+}
