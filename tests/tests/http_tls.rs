@@ -238,8 +238,8 @@ fn backend(options: impl Fn(&Authority) -> Vec<String>, tls: &str, protocol: &st
 
 #[test]
 fn servers_are_verified() {
-    let trusting = "verify = \"authorities\"\nauthorities = \"DIR/backends.pem\"\n";
-    let wrong = "verify = \"authorities\"\nauthorities = \"DIR/others.pem\"\n";
+    let trusting = "authorities = \"DIR/backends.pem\"\n";
+    let wrong = "authorities = \"DIR/others.pem\"\n";
     let named = |base: &str, name: &str| format!("{base}server_name = \"{name}\"\n");
     for protocol in ["http1", "http2"] {
         for (tls, status) in [
@@ -247,7 +247,7 @@ fn servers_are_verified() {
             (named(trusting, "other.example"), 502),
             (trusting.to_owned(), 502),
             (named(wrong, "server.example"), 502),
-            ("verify = \"off\"\n".to_owned(), 200),
+            ("verify = false\n".to_owned(), 200),
         ] {
             let (web, _) = backend(|_| Vec::new(), &tls, protocol);
             let answer = web.client().get("/");
@@ -269,7 +269,7 @@ fn servers_are_verified() {
 #[test]
 fn the_balancer_shows_its_certificate_to_servers() {
     let asks = |_: &Authority| vec!["--client-ca".to_owned(), "DIR/backends.pem".to_owned()];
-    let base = "verify = \"authorities\"\nauthorities = \"DIR/backends.pem\"\nserver_name = \"server.example\"\n";
+    let base = "authorities = \"DIR/backends.pem\"\nserver_name = \"server.example\"\n";
     let with = |name: &str| {
         format!("{base}certificate = \"DIR/{name}.pem\"\nkey = \"DIR/{name}.key\"\n")
     };

@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// What is sent.
 #[derive(Clone, Debug)]
 pub struct Mix {
+    /// Number of the first client: part of its nonces.
+    pub first: usize,
     /// Connections at once.
     pub connections: usize,
     /// Every so many-th request is a POST; 0 for none.
@@ -44,6 +46,7 @@ pub struct Mix {
 impl Default for Mix {
     fn default() -> Self {
         Self {
+            first: 0,
             connections: 16,
             post_every: 0,
             http2: None,
@@ -127,7 +130,7 @@ impl Chaos {
                 let clients: Vec<_> = (0..mix.connections)
                     .map(|i| {
                         let client = Client {
-                            number: i,
+                            number: mix.first + i,
                             to,
                             mix: mix.clone(),
                             stop: Arc::clone(&stopped),
