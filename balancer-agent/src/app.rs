@@ -7,11 +7,13 @@
 //! file, SIGHUP, reload ---+--> worker (one thread) --+
 //! operators --------------+                          |
 //! events, half-open flows +                          +--> signs --> checks
+//!
+//! verdicts, file, operators --> web tier (a thread per core)
 //! ```
 //!
-//! Start: socket, kernel side, next hops, checks, then the worker's first round, and
-//! only then is the socket served. End: the socket goes, then the threads; the kernel
-//! program steers on.
+//! Start: socket, addresses and files of the web tier, kernel side, next hops, checks, web
+//! tier, then the worker's first round, and only then is the socket served. End: running
+//! requests, the socket, then the threads; the kernel program steers on.
 
 mod reload;
 
@@ -38,6 +40,8 @@ use crate::dataplane::object;
 use crate::model::{BackendName, Config};
 use crate::nexthop::{NextHops, Watcher};
 use crate::prober::{Limits, Prober, Target};
+use crate::proxy::server::Proxy;
+use crate::proxy::stats::Web;
 use crate::reconcile::{Desired, Reconciler};
 use crate::steering::flowkeeper::{FlowKeeper, Watched};
 use crate::steering::overrides::{Overrides, Store};
@@ -83,11 +87,17 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut reopen = signal(SignalKind::user_defined1())?;
 
     let config = Arc::new(config);
     let listener = Listener::bind(&config.admin.socket)?;
     let store = Store::beside(&config.admin.socket);
     let overrides = load_overrides(&store, &config);
+    // Before the kernel side: an address that is taken must not leave anything behind.
+    let web = Proxy::prepare(&config, None)?;
+    for warning in web.warnings() {
+        tracing::warn!("{warning}");
+    }
     let kernel = open_kernel(&config)?;
 
     let mut tasks = JoinSet::new();
@@ -110,6 +120,8 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
         prober.run().await;
     });
 
+    let proxy = Proxy::start(web, &seeds, &overrides.clone().into_iter().collect())
+        .context("cannot start the threads of the web tier")?;
     let mut world = World::new(Arc::clone(&config), overrides, &seeds, old_hops);
     world.set_hops(first_hops(seen_hops.clone()).await);
     world.set_attached(attached(kernel.as_deref()));
@@ -133,9 +145,15 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     })?;
 
     let steering_of_verdicts = steering.clone();
+    let proxy_of_verdicts = proxy.clone();
     tasks.spawn(async move {
-        let tell = |input| steering_of_verdicts.tell(input);
-        while tell(Input::Verdicts(verdicts.recv().await)).is_ok() {}
+        loop {
+            let news = verdicts.recv().await;
+            proxy_of_verdicts.verdicts(&news);
+            if steering_of_verdicts.tell(Input::Verdicts(news)).is_err() {
+                return;
+            }
+        }
     });
     tasks.spawn(follow_hops(
         seen_hops.clone(),
@@ -152,6 +170,7 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
         kernel: kernel.clone(),
         steering: steering.clone(),
         prober: prober_handle.clone(),
+        proxy: proxy.clone(),
         destinations,
         current: config,
     };
@@ -162,7 +181,7 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
         kernel: kernel.clone(),
         hops: seen_hops,
         reload: reload.clone(),
-        web: None,
+        web: Some(Arc::new(proxy.clone()) as Arc<dyn Web>),
         started,
         counts: CachedCounts::default(),
     });
@@ -181,12 +200,20 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
             _ = hangup.recv() => {
                 tasks.spawn(reload::by_signal(reload.clone()));
             }
+            _ = reopen.recv() => proxy.reopen_logs(),
             _ = &mut worker_ended => break Err(anyhow::anyhow!("the reconcile thread has failed")),
             Some(done) = tasks.join_next() => if let Err(error) = done {
                 break Err(error.into());
             },
         }
     };
+    // Checks, verdicts and operators go on while running requests end. A second signal is
+    // for those who can't wait.
+    tokio::select! {
+        () = proxy.drain() => {}
+        _ = terminate.recv() => tracing::warn!("ending at once: requests are cut"),
+        _ = interrupt.recv() => tracing::warn!("ending at once: requests are cut"),
+    }
     // The socket goes with its task.
     tasks.shutdown().await;
     let _ = steering.tell(Input::Stop);

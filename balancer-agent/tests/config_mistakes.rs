@@ -7,6 +7,9 @@ use std::path::Path;
 
 use balancer_agent::config;
 
+#[path = "config_mistakes/http.rs"]
+mod http;
+
 const BASE: &str = r#"[xdp]
 interfaces = ["eth0", "eth1"]
 

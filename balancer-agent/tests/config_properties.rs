@@ -1,22 +1,29 @@
 //! Whatever the file holds, checking it ends with a configuration or with
 //! problems that have a place in it; and what is written is what is read.
 
-use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use balancer_agent::config::{self, ConfigError};
 use balancer_agent::model::*;
 use common::tables::Unavailable;
 use proptest::collection::vec;
-use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+#[path = "config_properties/files.rs"]
+mod files;
+#[path = "config_properties/http.rs"]
+mod http;
+#[path = "config_properties/print.rs"]
+mod print;
+#[path = "config_properties/print_http.rs"]
+mod print_http;
+#[path = "config_properties/steered.rs"]
+mod steered;
+
 const GUIDE: &str = include_str!("../../docs/configuration.md");
 const EXAMPLE: &str = include_str!("../../docs/example.toml");
-const DAYS_30: u64 = 30 * 86_400;
 
 /// The example of the documentation, with every key.
 fn guide_example() -> &'static str {
@@ -111,8 +118,8 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_is_read(config in config(), explicit: bool) {
-        let text = print(&config, explicit);
+    fn what_is_written_is_read(config in steered::config(), explicit: bool) {
+        let text = print::print(&config, explicit);
         match config::parse("printed", &text) {
             Ok(read) => prop_assert_eq!(read, config, "{}", text),
             Err(error) => prop_assert!(false, "{}\n{}", error, text),
@@ -244,326 +251,4 @@ impl Change {
         }
         chars.into_iter().collect()
     }
-}
-
-fn config() -> impl Strategy<Value = Config> {
-    let time = |most: u64| (1_000..=most * 1_000).prop_map(Duration::from_millis);
-    let timeouts = (
-        time(DAYS_30),
-        time(DAYS_30),
-        time(3_600),
-        time(3_600),
-        time(DAYS_30),
-    );
-    let sizes = (
-        1_000..=100_000_000u32,
-        1_000..=100_000_000u32,
-        1_000..=16_000_000u32,
-    );
-    let mode = select(vec![XdpMode::Auto, XdpMode::Native, XdpMode::Generic]);
-    let pin_dir = option::of("/[ -~]{0,20}".prop_map(Into::into));
-    let socket = "/[ -~]{0,20}[a-z]".prop_map(Into::into);
-    let pools = vec(pool(), 0..5);
-    (timeouts, sizes, mode, pin_dir, socket, pools).prop_map(
-        |(times, (flows_ipv4, flows_ipv6, half_open), mode, pin_dir, socket, drafts)| {
-            let mut frontends = Vec::new();
-            let mut pools = Vec::new();
-            for (i, (v6, protocols, mut pool)) in drafts.into_iter().enumerate() {
-                pool.name = format!("pool-{i}").into();
-                for (j, b) in pool.backends.iter_mut().enumerate() {
-                    b.name = format!("b{j}").into();
-                    b.address = SocketAddr::new(ip(v6, 1, i, j), 8_000 + j as u16);
-                }
-                let count = pool.snat.len();
-                pool.snat = (0..count).map(|j| ip(v6, 2, i, j)).collect();
-                if count == 0 {
-                    pool.snat_ports = (10_000, 32_767);
-                }
-                if !protocols.is_empty()
-                    && protocols.iter().all(|p| *p == Protocol::Udp)
-                    && pool.check.kind != CheckKind::None
-                {
-                    pool.check.port.get_or_insert(53);
-                }
-                for (j, protocol) in protocols.into_iter().enumerate() {
-                    frontends.push(Frontend {
-                        name: format!("front.{i}_{j}").into(),
-                        mode: Mode::Xdp,
-                        address: SocketAddr::new(ip(v6, 3, i, j), 80),
-                        protocol,
-                        pool: Arc::clone(&pool.name),
-                    });
-                }
-                pools.push(Arc::new(pool));
-            }
-            Config {
-                xdp: Xdp {
-                    interfaces: vec!["eth0".into(), "br-lan.7".into()],
-                    mode,
-                    flows_ipv4,
-                    flows_ipv6,
-                    half_open,
-                    pin_dir,
-                },
-                admin: Admin { socket },
-                timeouts: FlowTimeouts {
-                    tcp_idle: times.0,
-                    udp_idle: times.1,
-                    half_open: times.2,
-                    closed: times.3,
-                    removed: times.4,
-                },
-                frontends,
-                pools,
-            }
-        },
-    )
-}
-
-fn ip(v6: bool, net: u8, pool: usize, host: usize) -> IpAddr {
-    let host = host as u8 + 1;
-    match v6 {
-        false => Ipv4Addr::new(10, net, pool as u8, host).into(),
-        true => Ipv6Addr::new(0x2001, 0xdb8, net.into(), pool as u16, 0, 0, 0, host.into()).into(),
-    }
-}
-
-/// A pool without names and addresses, its family and its frontends' protocols.
-fn pool() -> impl Strategy<Value = (bool, Vec<Protocol>, Pool)> {
-    let protocol = select(vec![Protocol::Tcp, Protocol::Udp]);
-    let unavailable = select(vec![
-        Unavailable::Reset,
-        Unavailable::Drop,
-        Unavailable::Pass,
-    ]);
-    let ports = (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| (a.min(b), a.max(b)));
-    let passive = (any::<bool>(), option::of(10..=60_000u64));
-    let activation = select(vec![
-        Activation::Active,
-        Activation::Drain,
-        Activation::Stopped,
-    ]);
-    let backend = (0..=256u16, activation).prop_map(|(weight, activation)| Backend {
-        name: "".into(),
-        address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
-        weight,
-        activation,
-    });
-    let family_and_use = (any::<bool>(), vec(protocol, 0..3));
-    let backends = vec(backend, 1..5);
-    // Two addresses for each of at most four pools are as many as there can be.
-    (
-        family_and_use,
-        0..=2usize,
-        ports,
-        unavailable,
-        check(),
-        passive,
-        backends,
-    )
-        .prop_map(
-            |((v6, protocols), snat, snat_ports, unavailable, check, passive, backends)| {
-                let pool = Pool {
-                    name: "".into(),
-                    balance: Balance::RoundRobin,
-                    forward: Forward::Nat,
-                    snat: vec![Ipv4Addr::UNSPECIFIED.into(); snat],
-                    snat_ports,
-                    unavailable,
-                    check,
-                    passive: Passive {
-                        refused: passive.0,
-                        unanswered: passive.1.map(Duration::from_millis),
-                    },
-                    backends,
-                };
-                (v6, protocols, pool)
-            },
-        )
-}
-
-fn check() -> impl Strategy<Value = Check> {
-    let range = (100..=599u16, 100..=599u16).prop_map(|(a, b)| (a.min(b), a.max(b)));
-    let http = (
-        "/[a-z0-9/?=&._~-]{0,20}",
-        option::of("[a-z][a-z0-9.:-]{0,20}"),
-        vec(range, 1..4),
-    )
-        .prop_map(|(path, host, expect)| CheckKind::Http { path, host, expect });
-    let kind = prop_oneof![Just(CheckKind::None), Just(CheckKind::Tcp), http];
-    let times = (10..=3_600_000u64, 0..=1_000u64, 1..=3_600_000u64);
-    let rows = (1..=100u32, 1..=100u32);
-    (kind, times, rows, option::of(1..=u16::MAX), any::<bool>()).prop_map(
-        |(kind, (interval, fast, timeout), (fall, rise), port, default)| {
-            let fast = (interval * fast / 1_000).max(10);
-            let (fast, timeout) = match default {
-                true => default_times(interval),
-                false => (fast, timeout),
-            };
-            Check {
-                kind,
-                interval: Duration::from_millis(interval),
-                fast_interval: Duration::from_millis(fast),
-                timeout: Duration::from_millis(timeout),
-                fall,
-                rise,
-                port,
-            }
-        },
-    )
-}
-
-/// `fast_interval` and `timeout` as documented, all in milliseconds.
-fn default_times(interval: u64) -> (u64, u64) {
-    ((interval / 5).max(50).min(interval), interval.min(500))
-}
-
-/// The configuration as a file. Unless `explicit`, keys with a default value are
-/// left out.
-fn print(config: &Config, explicit: bool) -> String {
-    let mut out = String::new();
-    let Xdp {
-        interfaces,
-        mode,
-        flows_ipv4,
-        flows_ipv6,
-        half_open,
-        pin_dir,
-    } = &config.xdp;
-    let mode = format!("{mode:?}").to_lowercase();
-    writeln!(out, "[xdp]\ninterfaces = {interfaces:?}").unwrap();
-    let mut key = |name: &str, value: String, default: &str| {
-        if explicit || value != default {
-            writeln!(out, "{name} = {value}").unwrap();
-        }
-    };
-    key("mode", quote(&mode), "\"auto\"");
-    key("flows_ipv4", flows_ipv4.to_string(), "1000000");
-    key("flows_ipv6", flows_ipv6.to_string(), "1000000");
-    key("half_open", half_open.to_string(), "262144");
-    if let Some(dir) = pin_dir {
-        key("pin_dir", quote(dir.to_str().unwrap()), "");
-    }
-    let socket = config.admin.socket.to_str().unwrap();
-    writeln!(out, "[admin]\nsocket = {}\n[timeouts]", quote(socket)).unwrap();
-    let t = &config.timeouts;
-    for (name, time) in [
-        ("tcp_idle", t.tcp_idle),
-        ("udp_idle", t.udp_idle),
-        ("half_open", t.half_open),
-        ("closed", t.closed),
-        ("removed", t.removed),
-    ] {
-        writeln!(out, "{name} = {}", ms(time)).unwrap();
-    }
-    for f in &config.frontends {
-        let (name, address, pool) = (&f.name, f.address, &f.pool);
-        writeln!(
-            out,
-            "[[frontend]]\nname = \"{name}\"\naddress = \"{address}\""
-        )
-        .unwrap();
-        writeln!(out, "pool = \"{pool}\"").unwrap();
-        if explicit || f.protocol == Protocol::Udp {
-            writeln!(out, "mode = \"xdp\"\nprotocol = \"{}\"", f.protocol).unwrap();
-        }
-    }
-    for pool in &config.pools {
-        print_pool(&mut out, config, pool, explicit);
-    }
-    out
-}
-
-fn print_pool(out: &mut String, config: &Config, pool: &Pool, explicit: bool) {
-    let mut users = config.frontends.iter().filter(|f| f.pool == pool.name);
-    let udp_only = users.clone().count() > 0 && users.all(|f| f.protocol == Protocol::Udp);
-    let mut line = |text: String| writeln!(out, "{text}").unwrap();
-    line(format!("[[pool]]\nname = \"{}\"", pool.name));
-    if explicit {
-        line("balance = \"round-robin\"\nforward = \"nat\"".into());
-    }
-    if !pool.snat.is_empty() {
-        let list: Vec<String> = pool.snat.iter().map(|ip| quote(&ip.to_string())).collect();
-        line(format!("snat = [{}]", list.join(", ")));
-        if explicit || pool.snat_ports != (10_000, 32_767) {
-            line(format!(
-                "snat_ports = \"{}-{}\"",
-                pool.snat_ports.0, pool.snat_ports.1
-            ));
-        }
-    }
-    if explicit || pool.unavailable != Unavailable::Reset {
-        let word = format!("{:?}", pool.unavailable).to_lowercase();
-        line(format!("unavailable = \"{word}\""));
-    }
-    let check = &pool.check;
-    line("[pool.check]".into());
-    let (kind, default) = match &check.kind {
-        CheckKind::None => ("none", udp_only),
-        CheckKind::Tcp => ("tcp", !udp_only),
-        CheckKind::Http { .. } => ("http", false),
-    };
-    if explicit || !default {
-        line(format!("type = \"{kind}\""));
-    }
-    line(format!("interval = {}", ms(check.interval)));
-    let times = (
-        check.fast_interval.as_millis() as u64,
-        check.timeout.as_millis() as u64,
-    );
-    if explicit || times != default_times(check.interval.as_millis() as u64) {
-        line(format!("fast_interval = {}", ms(check.fast_interval)));
-        line(format!("timeout = {}", ms(check.timeout)));
-    }
-    line(format!("fall = {}\nrise = {}", check.fall, check.rise));
-    if let Some(port) = check.port {
-        line(format!("port = {port}"));
-    }
-    if let CheckKind::Http { path, host, expect } = &check.kind {
-        if explicit || path != "/" {
-            line(format!("path = {}", quote(path)));
-        }
-        if let Some(host) = host {
-            line(format!("host = {}", quote(host)));
-        }
-        let list: Vec<String> = expect
-            .iter()
-            .map(|(first, last)| match first == last {
-                true => first.to_string(),
-                false => format!("\"{first}-{last}\""),
-            })
-            .collect();
-        match &list[..] {
-            [one] if !explicit => line(format!("expect = {one}")),
-            _ => line(format!("expect = [{}]", list.join(", "))),
-        }
-    }
-    line("[pool.passive]".into());
-    if explicit || !pool.passive.refused {
-        line(format!("refused = {}", pool.passive.refused));
-    }
-    line(match pool.passive.unanswered {
-        Some(time) => format!("unanswered = {}", ms(time)),
-        None => "unanswered = false".into(),
-    });
-    for b in &pool.backends {
-        line(format!(
-            "[[pool.backend]]\nname = \"{}\"\naddress = \"{}\"",
-            b.name, b.address
-        ));
-        if explicit || b.weight != 1 {
-            line(format!("weight = {}", b.weight));
-        }
-        if explicit || b.activation != Activation::Active {
-            line(format!("activation = \"{}\"", b.activation));
-        }
-    }
-}
-
-fn quote(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
-}
-
-fn ms(duration: Duration) -> String {
-    format!("\"{}ms\"", duration.as_millis())
 }

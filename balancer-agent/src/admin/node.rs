@@ -122,6 +122,9 @@ impl Node {
     ) -> Result<Answer, Refusal> {
         let name = resolve(&self.look().await?.config, backend)?;
         let done = self.steering.set_activation(name.clone(), activation).await;
+        if let (Ok(()) | Err(SteeringError::Incomplete(_)), Some(web)) = (&done, &self.web) {
+            web.activation(&name, activation);
+        }
         match done {
             // What is missing is somewhere else: this backend's state needs no room.
             Ok(()) | Err(SteeringError::Incomplete(_)) => self.backend_of(name).await,

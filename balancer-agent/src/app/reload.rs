@@ -15,6 +15,7 @@ use crate::config;
 use crate::dataplane::kernel::Kernel;
 use crate::model::Config;
 use crate::prober::ProberHandle;
+use crate::proxy::server::{Prepared, Proxy};
 use crate::steering::{SteeringError, SteeringHandle};
 
 /// SIGHUP.
@@ -33,6 +34,7 @@ pub(super) struct Reloader {
     pub kernel: Option<Arc<Kernel>>,
     pub steering: SteeringHandle,
     pub prober: ProberHandle,
+    pub proxy: Proxy,
     pub destinations: watch::Sender<Vec<IpAddr>>,
     pub current: Arc<Config>,
 }
@@ -65,10 +67,12 @@ impl Reloader {
             .map_err(|e| Refusal::new(Fault::Config, e.report(false)))?;
         self.check(&config)?;
         let config = Arc::new(config);
+        let web = self.prepare(&config).await?;
         self.set_interfaces(&config).await?;
         // From here on nothing is refused any more.
         self.destinations.send_replace(servers(&config));
         self.current = Arc::clone(&config);
+        self.proxy.apply(web);
         // The worker first: it must know a backend before there is a verdict on it.
         let following = self.steering.set_config(Arc::clone(&config));
         self.prober.configure(targets(&config));
@@ -96,6 +100,7 @@ impl Reloader {
         let sizes = |c: &Config| (c.xdp.flows_ipv4, c.xdp.flows_ipv6, c.xdp.half_open);
         let resized = sizes(old) != sizes(new);
         compare("[xdp] flows_ipv4, flows_ipv6, half_open", !resized);
+        compare("[http] threads", old.http.threads == new.http.threads);
         compare(
             "[xdp] interfaces (nothing is steered yet)",
             self.kernel.is_some() || !steers(new),
@@ -111,6 +116,19 @@ impl Reloader {
             message += ", with `balancer unload` in between, which forgets all flows";
         }
         Err(Refusal::new(Fault::Config, message))
+    }
+
+    /// Binds what is new and reads certificates; changes nothing.
+    async fn prepare(&self, new: &Arc<Config>) -> Result<Prepared, Refusal> {
+        let (proxy, new) = (self.proxy.clone(), Arc::clone(new));
+        let prepared = tokio::task::spawn_blocking(move || Proxy::prepare(&new, Some(&proxy)))
+            .await
+            .map_err(|e| Refusal::new(Fault::Agent, e.to_string()))?
+            .map_err(|e| Refusal::new(Fault::Config, format!("nothing was applied: {e}")))?;
+        for warning in prepared.warnings() {
+            tracing::warn!("{warning}");
+        }
+        Ok(prepared)
     }
 
     async fn set_interfaces(&self, new: &Config) -> Result<(), Refusal> {

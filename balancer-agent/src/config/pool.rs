@@ -149,9 +149,9 @@ pub(super) fn pool(
         ];
         v.word(&words, &[])
     });
-    let role = match usage.http && usage.protocols() == 0 {
-        true => Role::Upstream,
-        false => Role::Backend,
+    let role = match usage.protocols() {
+        0 => Role::Upstream,
+        _ => Role::Backend,
     };
     let check = match &raw.check {
         Some(table) => check(table.get_ref(), &table.span(), usage, findings),

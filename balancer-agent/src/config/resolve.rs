@@ -208,60 +208,48 @@ enum Mode {
 }
 
 fn mode(raw: &RawFrontend, findings: &mut Findings) -> Mode {
-    findings.or("mode", &raw.mode, Mode::Xdp, |v| {
-        v.word(&[("xdp", Mode::Xdp), ("http", Mode::Http)], &[])
-    })
+    let words = [("xdp", Mode::Xdp), ("http", Mode::Http)];
+    // After a wrong word the keys tell what was probably meant.
+    let likely = match (&raw.mode, http_keys(raw).is_empty()) {
+        (None, _) | (Some(_), true) => Mode::Xdp,
+        (Some(_), false) => Mode::Http,
+    };
+    findings.or("mode", &raw.mode, likely, |v| v.word(&words, &[]))
 }
 
-/// Refuses keys of HTTP frontends on one that is steered in the kernel.
-fn no_http(raw: &RawFrontend, findings: &mut Findings) {
-    let keys = [
-        ("http1", raw.http1.as_ref().map(Spanned::span)),
-        ("http2", raw.http2.as_ref().map(Spanned::span)),
-        (
-            "proxy_protocol_from",
-            raw.proxy_protocol_from.as_ref().map(Spanned::span),
-        ),
-        (
-            "trusted_proxies",
-            raw.trusted_proxies.as_ref().map(Spanned::span),
-        ),
-        ("x_forwarded", raw.x_forwarded.as_ref().map(Spanned::span)),
-        ("forwarded", raw.forwarded.as_ref().map(Spanned::span)),
-        ("via", raw.via.as_ref().map(Spanned::span)),
-        ("request_id", raw.request_id.as_ref().map(Spanned::span)),
-        ("hsts", raw.hsts.as_ref().map(Spanned::span)),
-        (
-            "redirect_https",
-            raw.redirect_https.as_ref().map(Spanned::span),
-        ),
+/// Keys that only HTTP frontends have, where they are written.
+fn http_keys(raw: &RawFrontend) -> Vec<(&'static str, Span)> {
+    let place = |field: &Field| field.as_ref().map(Spanned::span);
+    [
+        ("http1", place(&raw.http1)),
+        ("http2", place(&raw.http2)),
+        ("proxy_protocol_from", place(&raw.proxy_protocol_from)),
+        ("trusted_proxies", place(&raw.trusted_proxies)),
+        ("x_forwarded", place(&raw.x_forwarded)),
+        ("forwarded", place(&raw.forwarded)),
+        ("via", place(&raw.via)),
+        ("request_id", place(&raw.request_id)),
+        ("hsts", place(&raw.hsts)),
+        ("redirect_https", place(&raw.redirect_https)),
         ("tls", raw.tls.as_ref().map(Spanned::span)),
         ("limits", raw.limits.as_ref().map(Spanned::span)),
         ("timeouts", raw.timeouts.as_ref().map(Spanned::span)),
         ("log", raw.log.as_ref().map(Spanned::span)),
         ("site", raw.site.first().map(Spanned::span)),
-    ];
-    for (key, span) in keys {
-        if let Some(span) = span {
-            let message =
-                format!("`{key}` belongs to an http frontend, and this one's mode is xdp");
-            let expected = format!("`mode = \"http\"`, or no `{key}`");
-            findings.error(span, message, expected);
-        }
-    }
+    ]
+    .into_iter()
+    .filter_map(|(key, span)| Some((key, span?)))
+    .collect()
 }
 
 fn frontend(raw: &RawFrontend, span: Span, findings: &mut Findings) -> FrontendDraft {
     let table = ("a frontend", &span);
     let address = "\"192.0.2.10:80\"";
     let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
-    // After a wrong mode nothing can be said about which keys belong to it.
-    let wrong = raw
-        .mode
-        .as_ref()
-        .is_some_and(|m| *m.get_ref() != Value::Text("xdp".into()));
-    if !wrong {
-        no_http(raw, findings);
+    for (key, span) in http_keys(raw) {
+        let message = format!("`{key}` belongs to an http frontend, and this one's mode is xdp");
+        let expected = format!("`mode = \"http\"`, or no `{key}`");
+        findings.error(span, message, expected);
     }
     FrontendDraft {
         name: findings.required("name", &raw.name, table, "\"web\"", |v| name(v, "\"web\"")),

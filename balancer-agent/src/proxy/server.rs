@@ -164,11 +164,6 @@ impl Proxy {
         self.0.publisher.verdicts(verdicts);
     }
 
-    /// Notes an operator's word.
-    pub fn activation(&self, name: &BackendName, activation: Activation) {
-        self.0.publisher.activation(name, activation);
-    }
-
     /// Has all access logs open their files again; does not wait for it.
     pub fn reopen_logs(&self) {
         self.0.logs.request_reopen();
@@ -235,6 +230,19 @@ impl Web for Proxy {
             &self.0.listeners,
             &self.0.logs,
         )
+    }
+
+    fn in_flight(&self, backend: &BackendName) -> u64 {
+        let world = self.0.publisher.world().load();
+        let pool = world.pool(&backend.pool).map(|at| &world.pools[at].view);
+        let mut backends = pool.into_iter().flat_map(|view| &view.backends);
+        backends
+            .find(|b| b.name == backend.backend)
+            .map_or(0, |b| b.live.in_flight().into())
+    }
+
+    fn activation(&self, backend: &BackendName, activation: Activation) {
+        self.0.publisher.activation(backend, activation);
     }
 
     fn reopen_logs(&self) -> Vec<Reopened> {

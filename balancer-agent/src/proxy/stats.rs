@@ -4,6 +4,7 @@
 //! Counting is cheap (relaxed atomics, padded per thread where requests add to them) and
 //! never waits; a status that is put together while requests run need not add up exactly.
 
+mod build;
 mod counts;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Activation, BackendName, Health};
 
+pub use build::{frontend_status, pool_status, threads_status};
 pub use counts::{FrontendCounts, Sums, THREADS_MAX, enter, slot};
 
 /// What operators want of the web tier.
@@ -22,6 +24,9 @@ pub trait Web: Send + Sync {
 
     /// Requests that a backend has not answered whole.
     fn in_flight(&self, backend: &BackendName) -> u64;
+
+    /// An operator's word on a backend, once steering has taken it.
+    fn activation(&self, backend: &BackendName, activation: Activation);
 
     /// Has every access log open its file again; one entry per file, in the order of
     /// their names. Waits for the threads that write, a few seconds at most.

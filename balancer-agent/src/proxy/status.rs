@@ -65,7 +65,6 @@ fn frontend_status(
         bytes_in,
         bytes_out,
     } = frontend.counts.total();
-    let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
     let counted = |(name, n): (&str, u64)| (n > 0).then(|| (name.to_owned(), n));
     let mut status = HttpFrontendStatus {
         name: frontend.model.name.to_string(),
@@ -73,7 +72,7 @@ fn frontend_status(
         tls: frontend.model.tls.is_some(),
         connections_limit: frontend.model.limits.connections as u64,
         requests: statuses.iter().sum(),
-        statuses: classes.into_iter().zip(statuses).filter_map(counted).collect(),
+        statuses: classes(statuses),
         causes: Cause::ALL
             .iter()
             .map(|cause| (cause.word(), causes[cause.index()]))
@@ -84,24 +83,40 @@ fn frontend_status(
         ..HttpFrontendStatus::default()
     };
     if let Some(live) = live {
-        let refused: BTreeMap<String, u64> = Refused::ALL
+        status.connections = live.connections.load(Relaxed) as u64;
+        status.parked = live.parked.load(Relaxed) as u64;
+        status.http2 = live.http2.load(Relaxed) as u64;
+        status.connections_total = live.connections_total.load(Relaxed);
+        status.tls_handshakes = live.tls_handshakes.load(Relaxed);
+        status.tls_resumed = live.tls_resumed.load(Relaxed);
+        status.in_flight = live.in_flight.load(Relaxed) as u64;
+        status.send_timeouts = live.send_timeouts.load(Relaxed);
+        status.accept_pauses = live.accept_pauses.load(Relaxed);
+        status.refused = Refused::ALL
             .iter()
             .map(|cause| (cause.word(), live.refused(*cause)))
             .filter_map(counted)
             .collect();
-        status.connections = live.connections.load(Relaxed) as u64;
-        status.parked = live.parked.load(Relaxed) as u64;
-        status.connections_total = live.connections_total.load(Relaxed);
-        status.tls_failures = live.refused(Refused::TlsHandshake);
-        status.connections_refused = refused;
     }
     status
+}
+
+/// By class of status.
+fn classes(counted: impl IntoIterator<Item = u64>) -> BTreeMap<String, u64> {
+    let names = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter();
+    let all = names.zip(counted).filter(|(_, n)| *n > 0);
+    all.map(|(name, n)| (name.to_owned(), n)).collect()
 }
 
 fn pool_status(view: &PoolView) -> HttpPoolStatus {
     let live = &view.live;
     HttpPoolStatus {
         name: view.pool.name.to_string(),
+        queue: live.queue.len() as u64,
+        queue_refused: live.queue.full.load(Relaxed),
+        queue_timeouts: live.queue.timeouts.load(Relaxed),
+        none_usable: live.none_usable.load(Relaxed),
+        forced: live.forced.load(Relaxed),
         queue_limit: view.pool.http.queue.length as u64,
         retries: view.backends.iter().map(|b| b.live.retries.load(Relaxed)).sum(),
         retries_refused: live.retries_refused.load(Relaxed),
@@ -125,7 +140,9 @@ fn backend_status(backend: &BackendView) -> HttpBackendStatus {
         connect_failed: live.connect_failures.load(Relaxed),
         broken: live.broken.load(Relaxed),
         timed_out: live.timeouts.load(Relaxed),
-        errors: live.statuses[5].load(Relaxed),
+        retries: live.retries.load(Relaxed),
+        statuses: classes(live.statuses.iter().map(|n| n.load(Relaxed))),
+        client_aborted: live.aborted.load(Relaxed),
         ejected_ms: (until > now).then(|| (until - now) / 1000),
         ejections: live.ejections.load(Relaxed),
         sessions: None,

@@ -164,7 +164,8 @@ fn destinations(raw: &RawFrontend, span: &Span, findings: &mut Findings) {
             let expected = "one, such as `pool = \"web\"`, or a `[[frontend.site]]` after it";
             findings.error(span.clone(), message, expected);
         }
-        (Some(_), Some(place)) => {
+        // With TLS the redirect itself is the mistake.
+        (Some(_), Some(place)) if raw.tls.is_none() => {
             let message = "nothing comes here: `redirect_https` answers every request";
             let expected =
                 "`pool` and sites on the frontend with TLS alone, or no `redirect_https`";

@@ -9,7 +9,7 @@ use super::budget::Budget;
 use super::clock;
 use super::queue::Queue;
 use crate::model::http::Observe;
-use crate::proxy::sticky::Memory;
+use crate::proxy::sticky::{Memory, Style};
 
 /// Of one backend. On cache lines of its own: every request writes here.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub struct BackendLive {
     pub statuses: [AtomicU64; 6],
     /// Times that observed failures ejected it.
     pub ejections: AtomicU64,
+    /// How it issues session ids.
+    pub style: Style,
 }
 
 /// How a request to a backend went.
@@ -95,6 +97,7 @@ impl BackendLive {
             aborted: AtomicU64::new(0),
             statuses: Default::default(),
             ejections: AtomicU64::new(0),
+            style: Style::default(),
         }
     }
 

@@ -33,6 +33,8 @@ pub struct Queue {
     /// Length of [`State::waiting`]; what the common path looks at instead of the lock.
     waiting: AtomicUsize,
     state: Mutex<State>,
+    /// Most that ever waited at once.
+    pub most: AtomicU64,
     /// Requests that had to wait.
     pub waited: AtomicU64,
     /// Requests that found it full.
@@ -131,6 +133,7 @@ impl Queue {
             queue.full.fetch_add(1, Relaxed);
         } else if state.waiting.contains_key(&number) {
             queue.waited.fetch_add(1, Relaxed);
+            queue.most.fetch_max(waiting as u64, Relaxed);
         }
         drop(state);
         wake(wakers);

@@ -14,7 +14,14 @@ const MOST: usize = 16 << 10;
 /// The bytes leave when the connection's task next flushes, which is right after the
 /// handler returns `Pending`; they never come between the parts of another response.
 #[derive(Clone, Default)]
-pub struct Inform(Option<Rc<RefCell<Vec<u8>>>>);
+pub struct Inform(Option<Rc<RefCell<Queue>>>);
+
+#[derive(Default)]
+struct Queue {
+    bytes: Vec<u8>,
+    /// A part of what was there is gone already; the rest has to follow.
+    begun: bool,
+}
 
 impl Inform {
     /// For a connection that can carry them.
@@ -34,7 +41,7 @@ impl Inform {
         if !matches!(status.as_u16(), 102 | 103) {
             return false;
         }
-        let mut queue = queue.borrow_mut();
+        let queue = &mut queue.borrow_mut().bytes;
         let before = queue.len();
         queue.extend_from_slice(b"HTTP/1.1 ");
         queue.extend_from_slice(status.as_str().as_bytes());
@@ -57,7 +64,13 @@ impl Inform {
 
     /// Whether something waits.
     pub(super) fn waits(&self) -> bool {
-        self.0.as_ref().is_some_and(|q| !q.borrow().is_empty())
+        let queue = self.0.as_ref();
+        queue.is_some_and(|q| !q.borrow().bytes.is_empty())
+    }
+
+    /// Whether a part of what waits is out already.
+    pub(super) fn begun(&self) -> bool {
+        self.0.as_ref().is_some_and(|q| q.borrow().begun)
     }
 
     /// Shows what waits to `write`, which says how much of it is gone.
@@ -69,15 +82,23 @@ impl Inform {
             return Ok(0);
         };
         let mut queue = queue.borrow_mut();
-        let gone = write(&queue)?;
-        queue.drain(..gone);
+        let gone = write(&queue.bytes)?;
+        queue.bytes.drain(..gone);
+        queue.begun = !queue.bytes.is_empty();
+        if !queue.begun {
+            // Rare, and an idle connection is to own nothing.
+            queue.bytes = Vec::new();
+        }
         Ok(gone)
     }
 
-    /// Forgets what waits: the response itself has begun.
+    /// Forgets what waits and has not begun: the response itself comes.
     pub(super) fn clear(&self) {
         if let Some(queue) = &self.0 {
-            queue.borrow_mut().clear();
+            let mut queue = queue.borrow_mut();
+            if !queue.begun {
+                queue.bytes.clear();
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 //! frontend whose name and address are unchanged keeps its sockets and connections.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -100,8 +100,6 @@ pub(super) struct Overall {
     pub connections: AtomicUsize,
     /// At most.
     pub most: AtomicUsize,
-    /// A drain has run out of time.
-    pub cut: AtomicBool,
 }
 
 struct Inner {

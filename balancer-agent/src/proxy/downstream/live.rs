@@ -68,6 +68,8 @@ impl Refused {
 pub struct FrontendLive {
     /// Connections now.
     pub connections: AtomicUsize,
+    /// Most connections there ever were at once.
+    pub connections_most: AtomicUsize,
     /// Connections ever accepted, those included that were refused at once.
     pub connections_total: AtomicU64,
     /// Connections now that are parked: idle, with nothing but their socket.

@@ -18,11 +18,22 @@
 //! [`timer::TICK`], by one wheel per thread: no timer is made or read per request.
 
 mod accept;
+mod body;
+mod connection;
+mod door;
+mod guard;
+mod http1;
+mod http2;
 mod inform;
+mod io;
 mod listeners;
 mod live;
+mod own_thread;
+mod proxy_header;
 mod settings;
 mod source;
+mod state;
+mod stream;
 mod timer;
 mod tls;
 

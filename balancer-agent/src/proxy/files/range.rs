@@ -64,7 +64,7 @@ fn parse(value: &str, size: u64) -> Option<Asked> {
     }
     let mut spans = SmallVec::new();
     let mut count = 0;
-    let mut total: u64 = 0;
+    let mut total: u128 = 0;
     for spec in set.split(',') {
         let spec = spec.trim_matches([' ', '\t']);
         if spec.is_empty() {
@@ -80,7 +80,7 @@ fn parse(value: &str, size: u64) -> Option<Asked> {
             _ => from(position(first)?, last, size)?,
         };
         if let Some(span) = span {
-            total = total.saturating_add(span.len());
+            total += u128::from(span.len());
             spans.push(span);
         }
     }
@@ -89,7 +89,7 @@ fn parse(value: &str, size: u64) -> Option<Asked> {
         // An empty file has no byte to tell of; whoever wants its end gets all of it.
         0 if size == 0 => None,
         0 => Some(Asked::Unsatisfiable),
-        _ if total > size => None,
+        _ if total > u128::from(size) => None,
         _ => Some(Asked::Parts(spans)),
     }
 }

@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -176,10 +176,16 @@ impl Root {
         match beneath(name) {
             Ok(fd) => inspect(fd),
             Err(Errno::EXDEV) => {
-                // An absolute link, or one that leads outside.
-                let name = Path::new(std::ffi::OsStr::from_bytes(name));
-                let real = self.path.join(name).canonicalize();
-                let real = real.map_err(|_| Refused::Absent)?;
+                // An absolute link, or one that leads outside. Segment by segment, so that
+                // no way out and back in again tells what is outside.
+                let mut real = self.path.clone();
+                for segment in name.split(|&b| b == b'/') {
+                    let next = real.join(std::ffi::OsStr::from_bytes(segment));
+                    real = next.canonicalize().map_err(|_| Refused::Absent)?;
+                    if !real.starts_with(&self.path) {
+                        return Err(Refused::Absent);
+                    }
+                }
                 let inside = real.strip_prefix(&self.path).map_err(|_| Refused::Absent)?;
                 let inside = match inside.as_os_str().as_bytes() {
                     b"" => b".",

@@ -373,7 +373,7 @@ fn model(raw: &str) -> Option<Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
     fn any_path_is_what_the_model_says(raw in raw_path()) {

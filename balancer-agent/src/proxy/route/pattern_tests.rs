@@ -141,7 +141,7 @@ fn model_find(patterns: &[String], path: &[u8]) -> Option<usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
     fn any_set_of_patterns_chooses_as_mod_jk(

@@ -195,7 +195,7 @@ fn roots_are_opened_with_the_router_or_not_at_all() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     /// A mount is chosen first, exclusions are asked after that.
     #[test]

@@ -391,3 +391,13 @@ fn switched(head: Incoming) -> Response<Body> {
     }
     response
 }
+
+impl sticky::SessionPath for crate::proxy::route::path::NormalPath<'_> {
+    fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameter(name)
+    }
+
+    fn decoded(&self) -> &[u8] {
+        self.decoded()
+    }
+}

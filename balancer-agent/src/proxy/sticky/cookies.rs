@@ -76,11 +76,7 @@ fn trimmed(field: &[u8], mut at: Range<usize>) -> Range<usize> {
 
 fn unquoted(field: &[u8], at: Range<usize>) -> Range<usize> {
     let quoted = at.len() >= 2 && field[at.start] == b'"' && field[at.end - 1] == b'"';
-    if quoted {
-        at.start + 1..at.end - 1
-    } else {
-        at
-    }
+    if quoted { at.start + 1..at.end - 1 } else { at }
 }
 
 /// Changes values of the cookies of this name in every `Cookie` field: `change` returns
@@ -364,9 +360,18 @@ mod tests {
             ("S=1; max-age=00", true),
             ("S=1; Max-Age=1", false),
             ("S=1; Max-Age=", false),
-            ("S=1; Max-Age=x; Expires=Thu, 01 Jan 1970 00:00:10 GMT", true),
-            ("S=1; Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:10 GMT", false),
-            ("S=1; Expires=Thu, 01 Jan 1970 00:00:10 GMT; Max-Age=60", false),
+            (
+                "S=1; Max-Age=x; Expires=Thu, 01 Jan 1970 00:00:10 GMT",
+                true,
+            ),
+            (
+                "S=1; Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:10 GMT",
+                false,
+            ),
+            (
+                "S=1; Expires=Thu, 01 Jan 1970 00:00:10 GMT; Max-Age=60",
+                false,
+            ),
             ("S=1; Expires=Thu, 01-Jan-1970 00:00:00 GMT", true),
             ("S=1; Expires=Wed, 25 Nov 2026 20:59:59 GMT", true),
             ("S=1; Expires=Wed, 25 Nov 2026 21:00:01 GMT", false),

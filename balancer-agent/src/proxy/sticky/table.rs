@@ -43,7 +43,9 @@ impl Hasher for Same {
     }
     fn write(&mut self, bytes: &[u8]) {
         // Not used by `u64`; still a hash, if a poor one.
-        bytes.iter().for_each(|&b| self.0 = self.0.rotate_left(8) ^ u64::from(b));
+        bytes
+            .iter()
+            .for_each(|&b| self.0 = self.0.rotate_left(8) ^ u64::from(b));
     }
     fn write_u64(&mut self, hash: u64) {
         self.0 = hash;
@@ -264,12 +266,18 @@ mod tests {
         let kept = hot.iter().filter(|&&k| table.get(k, bounds, 0).is_some());
         assert_eq!(kept.count(), 100);
         // A lower bound holds after the next of each shard.
-        let fewer = Bounds { entries: 160, ..bounds };
+        let fewer = Bounds {
+            entries: 160,
+            ..bounds
+        };
         for i in 0..2_000u32 {
             table.put(prints.of(&(100_000 + i).to_be_bytes()), 1, fewer, 0);
         }
         assert!(table.len() <= 160, "{}", table.len());
-        let none = Bounds { entries: 0, ..bounds };
+        let none = Bounds {
+            entries: 0,
+            ..bounds
+        };
         for i in 0..2_000u32 {
             table.put(prints.of(&(200_000 + i).to_be_bytes()), 1, none, 0);
         }

@@ -1,0 +1,225 @@
+//! A connection from its accept to the protocol that it speaks.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+use std::time::Duration;
+
+use rustls::HandshakeKind;
+use rustls_pki_types::CertificateDer;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::door::{Door, Ticket};
+use super::io::GuardIo;
+use super::live::Refused;
+use super::proxy_header::{self, Proxied};
+use super::settings::Settings;
+use super::state::State;
+use super::stream::Stream;
+use super::timer::ticks;
+use super::{Connection, Handler, Inform, accept, http1, http2};
+use crate::model::http::Versions;
+use crate::proxy::types::TlsInfo;
+
+/// What a connection is, once that is clear.
+struct Opened {
+    stream: Stream,
+    client: SocketAddr,
+    local: SocketAddr,
+    tls: Option<TlsInfo>,
+    /// `(http1, http2)` that the client may speak now.
+    versions: (bool, bool),
+    /// HTTP/2 was agreed on.
+    http2: bool,
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve<H: Handler>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut ticket: Ticket,
+    door: Rc<Door>,
+    handler: Rc<H>,
+) {
+    let settings = door.bound.settings.load_full();
+    let frontend = &settings.frontend;
+    // Peers of a dual-stack socket are told as mapped addresses.
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let Ok(local) = stream.local_addr() else {
+        return;
+    };
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let proxied = !frontend.proxy_protocol_from.is_empty();
+    if !proxied {
+        if let Err(cause) = ticket.source(peer.ip()) {
+            return accept::refuse(stream, &door, cause);
+        }
+    }
+    let opened = match &settings.tls {
+        None if !proxied => Opened {
+            stream: Stream::Plain(stream),
+            client: peer,
+            local,
+            tls: None,
+            versions: (frontend.versions.http1, frontend.versions.http2),
+            http2: false,
+        },
+        // Boxed: the state of a handshake is large, and gone when it is over.
+        _ => {
+            let opening = Box::pin(open(stream, peer, local, &settings, &door, &mut ticket));
+            match within(&door, frontend.timeouts.handshake, opening).await {
+                Some(Ok(opened)) => opened,
+                Some(Err(cause)) => return door.live().refuse(cause),
+                None => {
+                    return door.live().refuse(match settings.tls {
+                        Some(_) => Refused::TlsHandshake,
+                        None => Refused::ProxyHeader,
+                    });
+                }
+            }
+        }
+    };
+    drop(settings);
+    let connection = |inform| {
+        Rc::new(Connection {
+            client: opened.client,
+            local: opened.local,
+            peer: peer.ip(),
+            tls: opened.tls.clone(),
+            inform,
+        })
+    };
+    if opened.http2 {
+        let state = State::new(&door, connection(Inform::default()));
+        let serving = http2::serve(opened.stream, Vec::new(), state, ticket, handler);
+        return Box::pin(serving).await;
+    }
+    let state = State::new(&door, connection(Inform::new()));
+    let versions = opened.versions;
+    let io = GuardIo::new(opened.stream, Rc::clone(&state), ticket);
+    if let Some(io) = http1::serve(io, Rc::clone(&state), Rc::clone(&handler), versions).await {
+        let connection = Rc::new(Connection {
+            inform: Inform::default(),
+            ..Connection::clone(&state.connection)
+        });
+        drop(state);
+        let (stream, prefix, ticket) = io.into_parts();
+        let state = State::new(&door, connection);
+        let serving = http2::serve(stream, prefix, state, ticket, handler);
+        Box::pin(serving).await;
+    }
+}
+
+/// PROXY header and TLS handshake.
+async fn open(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+    settings: &Settings,
+    door: &Rc<Door>,
+    ticket: &mut Ticket,
+) -> Result<Opened, Refused> {
+    let frontend = &settings.frontend;
+    let (mut client, mut reached) = (peer, local);
+    if !frontend.proxy_protocol_from.is_empty() {
+        let from = &frontend.proxy_protocol_from;
+        if !from.iter().any(|net| net.contains(&peer.ip())) {
+            return Err(Refused::ProxyHeader);
+        }
+        match proxy_header::read(&mut stream).await {
+            Ok(Proxied::Itself) => {}
+            Ok(Proxied::For { client: c, local }) => {
+                client = SocketAddr::new(c.ip().to_canonical(), c.port());
+                reached = SocketAddr::new(local.ip().to_canonical(), local.port());
+            }
+            Err(error) => {
+                tracing::debug!(%peer, %error, "PROXY header refused");
+                return Err(Refused::ProxyHeader);
+            }
+        }
+        if let Err(cause) = ticket.source(client.ip()) {
+            accept::turn_away(stream, door);
+            return Err(cause);
+        }
+    }
+    let Some(store) = &settings.tls else {
+        return Ok(Opened {
+            stream: Stream::Plain(stream),
+            client,
+            local: reached,
+            tls: None,
+            versions: (frontend.versions.http1, frontend.versions.http2),
+            http2: false,
+        });
+    };
+    let stream = match TlsAcceptor::from(store.config()).accept(stream).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%client, %error, "TLS handshake failed");
+            return Err(Refused::TlsHandshake);
+        }
+    };
+    let live = door.live();
+    live.tls_handshakes.fetch_add(1, Relaxed);
+    if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
+        live.tls_resumed.fetch_add(1, Relaxed);
+    }
+    let alpn = stream.get_ref().1.alpn_protocol();
+    let Versions { http1, http2 } = frontend.versions;
+    let agreed = alpn == Some(b"h2");
+    Ok(Opened {
+        client,
+        local: reached,
+        tls: Some(info(&stream)),
+        // Without ALPN HTTP/1 is meant (RFC 9113, 3.2), unless there is only the other.
+        versions: (http1, http2 && !http1),
+        http2: agreed,
+        stream: Stream::Tls(Box::new(stream)),
+    })
+}
+
+/// What the handshake agreed on.
+fn info(stream: &TlsStream<TcpStream>) -> TlsInfo {
+    let session = stream.get_ref().1;
+    let leaf = session.peer_certificates().and_then(<[_]>::first);
+    TlsInfo {
+        version: match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "TLSv1.2",
+        },
+        cipher: session
+            .negotiated_cipher_suite()
+            .and_then(|suite| suite.suite().as_str())
+            .unwrap_or("-"),
+        server_name: session.server_name().map(Arc::from),
+        client_certificate: leaf.and_then(subject),
+    }
+}
+
+fn subject(certificate: &CertificateDer<'_>) -> Option<Arc<[u8]>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.subject().as_raw().into())
+}
+
+/// Waits for a future for some time.
+async fn within<F: Future>(door: &Door, time: Duration, future: F) -> Option<F::Output> {
+    let timer = door.wheel.timer();
+    timer.set(timer.now() + ticks(time));
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        timer.register(cx);
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if timer.due() || door.cut.get() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
