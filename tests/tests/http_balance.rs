@@ -18,7 +18,11 @@ use balancer_tests::process::{BOUND, wait_until};
 const NOT_OBSERVED: &str = "[pool.observe]\nenabled = false\n";
 
 fn balanced(apps: usize, keys: &str, weights: &[u32]) -> Web {
-    let weight = |i: usize| weights.get(i).map_or(String::new(), |w| format!("weight = {w}\n"));
+    let weight = |i: usize| {
+        weights
+            .get(i)
+            .map_or(String::new(), |w| format!("weight = {w}\n"))
+    };
     Web::new(apps, |_| frontend("") + &pool_with(apps, keys, weight))
 }
 
@@ -35,7 +39,9 @@ fn spread(web: &Web, requests: usize) -> BTreeMap<String, usize> {
 
 fn counts(wanted: &[usize]) -> BTreeMap<String, usize> {
     let all = wanted.iter().enumerate();
-    all.filter(|(_, n)| **n > 0).map(|(i, n)| (format!("s{i}"), *n)).collect()
+    all.filter(|(_, n)| **n > 0)
+        .map(|(i, n)| (format!("s{i}"), *n))
+        .collect()
 }
 
 /// So many requests at once; their answers in the order of beginning.
@@ -54,7 +60,10 @@ fn at_once(web: &Web, requests: usize, path: &str) -> Vec<(Answer, Duration)> {
             })
         })
         .collect();
-    threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    threads
+        .into_iter()
+        .map(|thread| thread.join().expect("an answer"))
+        .collect()
 }
 
 #[test]
@@ -65,7 +74,9 @@ fn round_robin_is_exact_over_all_connections_and_threads() {
     assert_eq!(spread(&web, 350), counts(&[250, 50, 50]));
     // Interleaved, not in runs.
     let mut client = web.client();
-    let order: Vec<String> = (0..14).map(|_| client.get("/").server().to_owned()).collect();
+    let order: Vec<String> = (0..14)
+        .map(|_| client.get("/").server().to_owned())
+        .collect();
     let longest = order.chunk_by(|a, b| a == b).map(<[String]>::len).max();
     assert!(longest <= Some(3), "{order:?}");
     let web = balanced(3, CHECK, &[1, 0, 2]);
@@ -88,7 +99,9 @@ fn fewest_requests_in_flight_win() {
             slow.push(client);
         }
         web.apps[1].close_connections();
-        wait_until("the other to be free", BOUND, || web.apps[1].stats().running == 0);
+        wait_until("the other to be free", BOUND, || {
+            web.apps[1].stats().running == 0
+        });
         let seen = spread(&web, 40);
         assert_eq!(seen.get("s1"), Some(&40), "{policy}: {seen:?}");
     }
@@ -96,9 +109,16 @@ fn fewest_requests_in_flight_win() {
 
 #[test]
 fn weights_hold_for_least_connections_too() {
-    let web = balanced(2, &format!("balance = \"least-connections\"\n{CHECK}"), &[3, 1]);
+    let web = balanced(
+        2,
+        &format!("balance = \"least-connections\"\n{CHECK}"),
+        &[3, 1],
+    );
     let answers = at_once(&web, 40, "/delay/400");
-    let first = answers.iter().filter(|(answer, _)| answer.server() == "s0").count();
+    let first = answers
+        .iter()
+        .filter(|(answer, _)| answer.server() == "s0")
+        .count();
     assert!((27..=33).contains(&first), "{first} of 40");
 }
 
@@ -109,7 +129,13 @@ fn the_source_policy_keeps_clients_apart() {
     for host in 2..20 {
         let from = IpAddr::V4(Ipv4Addr::new(127, 0, 0, host));
         let mut servers: Vec<String> = (0..3)
-            .map(|_| Raw::connect_from(&web.ns, from, HTTP).expect("a connection").get("/").server().to_owned())
+            .map(|_| {
+                Raw::connect_from(&web.ns, from, HTTP)
+                    .expect("a connection")
+                    .get("/")
+                    .server()
+                    .to_owned()
+            })
             .collect();
         servers.dedup();
         assert_eq!(servers.len(), 1, "{servers:?}");
@@ -126,12 +152,19 @@ fn a_full_server_makes_requests_wait() {
     });
     let answers = at_once(&web, 6, "/delay/300");
     assert!(answers.iter().all(|(answer, _)| answer.status == 200));
-    assert!(web.apps[0].stats().most_running <= 2 + 1, "{:?}", web.apps[0].stats());
+    assert!(
+        web.apps[0].stats().most_running <= 2 + 1,
+        "{:?}",
+        web.apps[0].stats()
+    );
     let last = answers.iter().map(|(_, took)| *took).max().expect("some");
     assert!(last >= Duration::from_millis(850), "{last:?}");
     // More than have room to wait are refused at once.
     let answers = at_once(&web, 12, "/delay/500");
-    let refused: Vec<_> = answers.iter().filter(|(answer, _)| answer.status == 503).collect();
+    let refused: Vec<_> = answers
+        .iter()
+        .filter(|(answer, _)| answer.status == 503)
+        .collect();
     assert_eq!(refused.len(), 6, "{answers:?}");
     for (answer, took) in refused {
         assert!(answer.one("retry-after").is_some(), "{answer:?}");
@@ -146,16 +179,24 @@ fn waiting_ends_after_its_time() {
         frontend("") + &pool_with(1, &keys, |_| "max_connections = 1\n".into())
     });
     let answers = at_once(&web, 3, "/delay/1500");
-    let late: Vec<_> = answers.iter().filter(|(answer, _)| answer.status == 503).collect();
+    let late: Vec<_> = answers
+        .iter()
+        .filter(|(answer, _)| answer.status == 503)
+        .collect();
     assert_eq!(late.len(), 2, "{answers:?}");
     for (answer, took) in late {
         assert!(answer.one("retry-after").is_some());
-        assert!((Duration::from_millis(250)..Duration::from_millis(1400)).contains(took), "{took:?}");
+        assert!(
+            (Duration::from_millis(250)..Duration::from_millis(1400)).contains(took),
+            "{took:?}"
+        );
     }
     // A client that leaves the queue leaves its place to others.
     let mut first = web.client();
     first.send("GET /delay/1000 HTTP/1.1\r\nHost: a\r\n\r\n");
-    wait_until("the first to arrive", BOUND, || web.apps[0].stats().running == 1);
+    wait_until("the first to arrive", BOUND, || {
+        web.apps[0].stats().running == 1
+    });
     for _ in 0..30 {
         web.client().send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     }
@@ -186,20 +227,30 @@ fn refuse(web: &mut Web, server: &str) {
 
 #[test]
 fn a_refused_connection_is_tried_elsewhere_whatever_the_method() {
-    let mut web = balanced(3, &format!("{NO_CHECK}{NOT_OBSERVED}[pool.retries]\nbudget_percent = 100\n"), &[]);
+    let mut web = balanced(
+        3,
+        &format!("{NO_CHECK}{NOT_OBSERVED}[pool.retries]\nbudget_percent = 100\n"),
+        &[],
+    );
     refuse(&mut web, "s1");
     for i in 0..12 {
         let method = if i % 2 == 0 { "GET" } else { "POST" };
         let answer = web.client().request(method, "/", &[], b"body");
         assert_eq!(answer.status, 200, "{method}: {answer:?}");
     }
-    let seen = web.apps.iter().filter(|app| app.name() != "s1").map(|app| app.log().len());
+    let seen = web
+        .apps
+        .iter()
+        .filter(|app| app.name() != "s1")
+        .map(|app| app.log().len());
     assert_eq!(seen.sum::<usize>(), 12);
 }
 
 /// Two servers that note what they get.
 fn with_journal(keys: &str) -> Web {
-    Web::with(2, &["--journal", "DIR/journal"], |_| frontend("") + &pool(2, keys))
+    Web::with(2, &["--journal", "DIR/journal"], |_| {
+        frontend("") + &pool(2, keys)
+    })
 }
 
 fn times(web: &Web, nonce: &str) -> usize {
@@ -215,14 +266,23 @@ fn what_may_have_been_done_is_not_done_again() {
         web.client().request(method, path, &[(NONCE, nonce)], b"")
     };
     // Cut before the answer: both servers do it, so the client learns of it in the end.
-    for (method, most) in [("GET", 2..=4), ("HEAD", 2..=4), ("PUT", 2..=4), ("DELETE", 2..=4), ("POST", 1..=1), ("PATCH", 1..=1)] {
+    for (method, most) in [
+        ("GET", 2..=4),
+        ("HEAD", 2..=4),
+        ("PUT", 2..=4),
+        ("DELETE", 2..=4),
+        ("POST", 1..=1),
+        ("PATCH", 1..=1),
+    ] {
         let answer = ask(method, "/abort", method);
         assert_eq!(answer.status, 502, "{method}");
         let times = times(&web, method);
         assert!(most.contains(&times), "{method} was sent {times} times");
     }
     // Never after the answer has begun.
-    let _ = web.client().try_request("GET", "/cut/100/10", &[(NONCE, "begun")], b"");
+    let _ = web
+        .client()
+        .try_request("GET", "/cut/100/10", &[(NONCE, "begun")], b"");
     assert_eq!(times(&web, "begun"), 1);
     // Never by status, unless told to.
     assert_eq!(ask("GET", "/fail/1/503", "status").status, 503);
@@ -236,7 +296,9 @@ fn statuses_are_repeated_where_told_to() {
     // Each server fails a nonce once.
     let ask = |method: &str, status: u16, nonce: &str| {
         let path = format!("/fail/1/{status}");
-        web.client().request(method, &path, &[(NONCE, nonce)], b"").status
+        web.client()
+            .request(method, &path, &[(NONCE, nonce)], b"")
+            .status
     };
     assert_eq!(ask("GET", 503, "a"), 200);
     assert_eq!(times(&web, "a"), 3);
@@ -262,34 +324,50 @@ fn the_budget_bounds_repetition() {
     let mut sent = 0;
     for i in 0..200 {
         let nonce = format!("n{i}");
-        assert_eq!(web.client().get_with("/abort", &[(NONCE, &nonce)]).status, 502);
+        assert_eq!(
+            web.client().get_with("/abort", &[(NONCE, &nonce)]).status,
+            502
+        );
         sent += times(&web, &nonce);
     }
     // 200 and their tenth, and the few that are always allowed.
-    assert!((205..=260).contains(&sent), "{sent} attempts for 200 requests");
+    assert!(
+        (205..=260).contains(&sent),
+        "{sent} attempts for 200 requests"
+    );
 }
-
 
 #[test]
 fn failures_of_real_requests_take_a_server_out() {
-    let observe = "[pool.observe]\nfailures = 3\nstatus = true\nejection = \"1s\"\nmax_ejection = \"2s\"\n";
-    let web = balanced(3, &format!("panic_threshold = 0\n{NO_CHECK}{observe}[pool.retries]\nattempts = 0\n"), &[]);
+    let observe =
+        "[pool.observe]\nfailures = 3\nstatus = true\nejection = \"1s\"\nmax_ejection = \"2s\"\n";
+    let web = balanced(
+        3,
+        &format!("panic_threshold = 0\n{NO_CHECK}{observe}[pool.retries]\nattempts = 0\n"),
+        &[],
+    );
     // Only this server fails.
     web.apps[1].health(503);
     let fails = |web: &Web| web.client().get("/health").status == 503;
     wait_until("the server to be taken out", BOUND, || {
         fails(&web);
-        web.agent.backend("app", "s1").to_string().contains("eject")
-            && (0..9).all(|_| !fails(&web))
+        web.agent.backend("app", "s1").to_string().contains("eject") && (0..9).all(|_| !fails(&web))
     });
     web.apps[1].health(200);
-    wait_until("it to come back", BOUND, || spread(&web, 6).contains_key("s1"));
+    wait_until("it to come back", BOUND, || {
+        spread(&web, 6).contains_key("s1")
+    });
 }
 
 #[test]
 fn with_most_of_them_failing_nobody_is_taken_out() {
-    let observe = "[pool.observe]\nfailures = 2\nstatus = true\nejection = \"20s\"\nmax_ejection = \"20s\"\n";
-    let web = balanced(3, &format!("panic_threshold = 50\n{NO_CHECK}{observe}[pool.retries]\nattempts = 0\n"), &[]);
+    let observe =
+        "[pool.observe]\nfailures = 2\nstatus = true\nejection = \"20s\"\nmax_ejection = \"20s\"\n";
+    let web = balanced(
+        3,
+        &format!("panic_threshold = 50\n{NO_CHECK}{observe}[pool.retries]\nattempts = 0\n"),
+        &[],
+    );
     web.apps[0].health(500);
     web.apps[1].health(500);
     for _ in 0..40 {
@@ -361,12 +439,19 @@ fn groups_stand_in_for_each_other_in_their_order() {
 fn time_is_up_for_servers_that_are_silent() {
     let timeouts = "[pool.timeouts]\nresponse = \"400ms\"\nidle = \"400ms\"\nconnect = \"300ms\"\n";
     let retries = "[pool.retries]\nattempts = 0\n";
-    let web = balanced(1, &format!("{NO_CHECK}{NOT_OBSERVED}{timeouts}{retries}"), &[]);
+    let web = balanced(
+        1,
+        &format!("{NO_CHECK}{NOT_OBSERVED}{timeouts}{retries}"),
+        &[],
+    );
     let begin = Instant::now();
     let answer = web.client().get("/hang");
     assert_eq!(answer.status, 504);
     let took = begin.elapsed();
-    assert!((Duration::from_millis(350)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!(
+        (Duration::from_millis(350)..Duration::from_secs(3)).contains(&took),
+        "{took:?}"
+    );
     // A gap in the answer: cut, not ended.
     let result = web.client().try_request("GET", "/sse/3/2000", &[], b"");
     assert!(result.is_err(), "{result:?}");
@@ -391,13 +476,15 @@ fn a_server_that_does_not_accept_runs_out_of_time() {
     let ns = balancer_tests::netns::Netns::new();
     // A full backlog: what comes is not answered.
     let full = ns.enter(|| {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+            .expect("a socket");
         socket.bind(&app_address(0).into()).expect("bind");
         socket.listen(0).expect("listen");
         let listener = TcpListener::from(socket);
         let mut held = Vec::new();
         for _ in 0..4 {
-            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+                .expect("a socket");
             socket.set_nonblocking(true).expect("a socket");
             let _ = socket.connect(&app_address(0).into());
             held.push(socket);
@@ -451,5 +538,7 @@ fn a_client_that_goes_away_frees_its_server() {
         .collect();
     assert!(web.apps[0].stats().running >= 8);
     drop(clients);
-    wait_until("the server to be free", BOUND, || web.apps[0].stats().running == 0);
+    wait_until("the server to be free", BOUND, || {
+        web.apps[0].stats().running == 0
+    });
 }

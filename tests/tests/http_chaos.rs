@@ -10,5 +10,7 @@ use balancer_tests::bench::chaos;
 fn servers_die_and_come_back() {
     let outcome = chaos::play(Duration::from_secs(12), Duration::from_millis(2500));
     println!("{outcome}");
-    outcome.judge().unwrap_or_else(|what| panic!("{what}\n{outcome}"));
+    outcome
+        .judge()
+        .unwrap_or_else(|what| panic!("{what}\n{outcome}"));
 }

@@ -11,5 +11,8 @@ fn idle_and_slow_clients_cost_little() {
     // A debug build has larger stacks; the target of 4 KiB is the benchmark's.
     assert!(outcome.per_idle < 16 << 10, "{outcome}");
     assert_eq!(outcome.failed, 0, "{outcome}");
-    assert!(outcome.slow_left > 0 && outcome.idle_left == 2_000, "{outcome}");
+    assert!(
+        outcome.slow_left > 0 && outcome.idle_left == 2_000,
+        "{outcome}"
+    );
 }

@@ -35,7 +35,10 @@ fn a_head_has_to_come_in_time() {
     }
     assert!(slow.closes(BOUND));
     let took = begin.elapsed();
-    assert!((Duration::from_millis(500)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!(
+        (Duration::from_millis(500)..Duration::from_secs(3)).contains(&took),
+        "{took:?}"
+    );
     assert!(web.log().is_empty());
     // The same on a connection that has had a request before.
     let mut kept = web.client();
@@ -54,7 +57,10 @@ fn an_idle_connection_is_closed_after_its_time() {
     let begin = Instant::now();
     assert!(client.closes(BOUND));
     let took = begin.elapsed();
-    assert!((Duration::from_millis(400)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!(
+        (Duration::from_millis(400)..Duration::from_secs(3)).contains(&took),
+        "{took:?}"
+    );
     assert!(client.rest().is_empty(), "closed in silence");
     // One that never says anything.
     let mut silent = web.client();
@@ -72,7 +78,9 @@ fn a_body_has_to_keep_coming() {
     }
     assert!(stopped.closes(BOUND));
     assert!(begin.elapsed() < Duration::from_secs(4));
-    wait_until("the server to notice", BOUND, || web.apps[0].stats().running == 0);
+    wait_until("the server to notice", BOUND, || {
+        web.apps[0].stats().running == 0
+    });
     assert!(web.apps[0].log().iter().all(|seen| seen.cut));
 }
 
@@ -91,7 +99,10 @@ fn a_body_that_trickles_is_cut_off() {
     }
     let took = begin.elapsed();
     // Windows are of five seconds.
-    assert!((Duration::from_secs(4)..Duration::from_secs(14)).contains(&took), "{took:?}");
+    assert!(
+        (Duration::from_secs(4)..Duration::from_secs(14)).contains(&took),
+        "{took:?}"
+    );
 }
 
 #[test]
@@ -117,7 +128,11 @@ fn a_body_has_a_largest_size() {
         "http://127.0.0.1:8080/",
     ]);
     assert!(said.status == 413 || said.code == 92, "{said:?}");
-    assert!(web.log().iter().all(|seen| seen.body <= 1000 || seen.cut), "{:?}", web.log());
+    assert!(
+        web.log().iter().all(|seen| seen.body <= 1000 || seen.cut),
+        "{:?}",
+        web.log()
+    );
 }
 
 #[test]
@@ -165,10 +180,20 @@ fn a_source_has_its_share_of_requests() {
     let statuses = burst(2, 80);
     let good = statuses.get(&200).copied().unwrap_or(0) as u128;
     let most = 20 + 20 * begin.elapsed().as_millis() / 1000 + 2;
-    assert!((20..=most).contains(&good), "{statuses:?} in {:?}", begin.elapsed());
+    assert!(
+        (20..=most).contains(&good),
+        "{statuses:?} in {:?}",
+        begin.elapsed()
+    );
     assert!(statuses.contains_key(&429), "{statuses:?}");
-    assert_eq!(burst(3, 10).get(&200), Some(&10), "others have their own share");
-    wait_until("the share to grow again", BOUND, || burst(2, 1).contains_key(&200));
+    assert_eq!(
+        burst(3, 10).get(&200),
+        Some(&10),
+        "others have their own share"
+    );
+    wait_until("the share to grow again", BOUND, || {
+        burst(2, 1).contains_key(&200)
+    });
 }
 
 #[test]
@@ -177,7 +202,9 @@ fn a_connection_ends_after_its_requests() {
     let mut client = web.client();
     for n in 1..=3 {
         let answer = client.get("/");
-        let close = answer.one("connection").is_some_and(|c| c.eq_ignore_ascii_case("close"));
+        let close = answer
+            .one("connection")
+            .is_some_and(|c| c.eq_ignore_ascii_case("close"));
         assert_eq!((answer.status, close), (200, n == 3));
     }
     assert!(client.closes(BOUND));
@@ -208,11 +235,16 @@ fn too_many_connections_are_refused_early() {
     }
     assert!(refused >= 8, "{refused} of 10");
     assert!(begin.elapsed() < Duration::from_secs(5));
-    assert!(held.iter_mut().all(|raw| raw.try_request("GET", "/", &[], b"").is_ok()));
+    assert!(
+        held.iter_mut()
+            .all(|raw| raw.try_request("GET", "/", &[], b"").is_ok())
+    );
     drop(held);
-    wait_until("places to be free", BOUND, || {
-        matches!(web.client().try_request("GET", "/", &[], b""), Ok(answer) if answer.status == 200)
-    });
+    wait_until(
+        "places to be free",
+        BOUND,
+        || matches!(web.client().try_request("GET", "/", &[], b""), Ok(answer) if answer.status == 200),
+    );
 }
 
 /// Requests of another client meanwhile, and the longest that one took.
@@ -245,7 +277,9 @@ fn streams_that_are_reset_at_once_end_the_connection() {
             others_are_served(&web, &mut other);
         }
     }
-    let code = flood.ended(Duration::from_secs(5)).expect("the connection to end");
+    let code = flood
+        .ended(Duration::from_secs(5))
+        .expect("the connection to end");
     // ENHANCE_YOUR_CALM, or cut off.
     assert!(matches!(code, Some(11) | None), "{code:?} after {sent}");
     others_are_served(&web, &mut other);
@@ -276,7 +310,9 @@ fn endless_continuations_end_the_connection() {
                 others_are_served(&web, &mut other);
             }
         }
-        let code = flood.ended(Duration::from_secs(5)).expect("the connection to end");
+        let code = flood
+            .ended(Duration::from_secs(5))
+            .expect("the connection to end");
         assert!(code != Some(0), "after {frames}");
         let after = proc::resident(&[web.agent.id()]);
         assert!(after < before + (32 << 20), "{before} grew to {after}");
@@ -290,7 +326,10 @@ fn floods_of_small_frames_grow_nothing() {
     let web = limited("");
     let mut other = web.client();
     let before = proc::resident(&[web.agent.id()]);
-    for (kind, payload) in [(kind::PING, vec![0; 8]), (kind::SETTINGS, vec![0, 3, 0, 0, 0, 100])] {
+    for (kind, payload) in [
+        (kind::PING, vec![0; 8]),
+        (kind::SETTINGS, vec![0, 3, 0, 0, 0, 100]),
+    ] {
         // The answers are not read.
         let mut flood = Framed::connect(&web.ns, HTTP);
         for n in 0..50_000 {
@@ -353,7 +392,11 @@ fn headers_of_http2_are_limited_alike() {
             }
         }
         assert!(answered, "{name:?}");
-        assert!(web.log().is_empty(), "{name:?} reached the server: {:?}", web.log());
+        assert!(
+            web.log().is_empty(),
+            "{name:?} reached the server: {:?}",
+            web.log()
+        );
     }
 }
 
@@ -372,7 +415,9 @@ fn slow_clients_cost_others_nothing() {
         })
         .collect();
     let mut client = web.client();
-    let mut times: Vec<Duration> = (0..300).map(|_| others_are_served(&web, &mut client)).collect();
+    let mut times: Vec<Duration> = (0..300)
+        .map(|_| others_are_served(&web, &mut client))
+        .collect();
     times.sort_unstable();
     assert!(times[150] < Duration::from_millis(100), "{:?}", times[150]);
     drop(slow);

@@ -34,13 +34,22 @@ fn lines(web: &Web, count: usize) -> Vec<String> {
 fn common_and_combined_are_as_apache_writes_them() {
     for format in ["common", "combined"] {
         let web = logged(1, format, "", CHECK);
-        let fields = [("Referer", "http://a.example/\"x\""), ("User-Agent", "curl/8 \\ test")];
+        let fields = [
+            ("Referer", "http://a.example/\"x\""),
+            ("User-Agent", "curl/8 \\ test"),
+        ];
         web.client().get_with("/bytes/1234?q=1", &fields);
         web.client().request("POST", "/status/404", &[], b"x");
         let lines = lines(&web, 2);
         assert!(lines[0].starts_with("127.0.0.1 - - ["), "{lines:?}");
-        assert!(lines[0].contains("] \"GET /bytes/1234?q=1 HTTP/1.1\" 200 1234"), "{lines:?}");
-        assert!(lines[1].contains("\"POST /status/404 HTTP/1.1\" 404 "), "{lines:?}");
+        assert!(
+            lines[0].contains("] \"GET /bytes/1234?q=1 HTTP/1.1\" 200 1234"),
+            "{lines:?}"
+        );
+        assert!(
+            lines[1].contains("\"POST /status/404 HTTP/1.1\" 404 "),
+            "{lines:?}"
+        );
         let agent = lines[0].contains("\"http://a.example/\\\"x\\\"\" \"curl/8 \\\\ test\"");
         assert_eq!(agent, format == "combined", "{lines:?}");
         assert!(lines[0].contains("s0"), "{lines:?}");
@@ -49,11 +58,19 @@ fn common_and_combined_are_as_apache_writes_them() {
 
 #[test]
 fn json_says_everything() {
-    let keys = format!("{NO_CHECK}[pool.observe]\nenabled = false\n[pool.timeouts]\nresponse = \"300ms\"\n\
-        [pool.retries]\nattempts = 1\nbudget_percent = 100\n[pool.sticky]\ntype = \"route\"\n");
+    let keys = format!(
+        "{NO_CHECK}[pool.observe]\nenabled = false\n[pool.timeouts]\nresponse = \"300ms\"\n\
+        [pool.retries]\nattempts = 1\nbudget_percent = 100\n[pool.sticky]\ntype = \"route\"\n"
+    );
     let web = logged(2, "json", "request_id = \"X-Request-Id\"\n", &keys);
     let mut client = web.client();
-    client.get_with("/bytes/10", &[("Cookie", "JSESSIONID=SECRETID.s1"), ("User-Agent", "test \"x\"\u{1}")]);
+    client.get_with(
+        "/bytes/10",
+        &[
+            ("Cookie", "JSESSIONID=SECRETID.s1"),
+            ("User-Agent", "test \"x\"\u{1}"),
+        ],
+    );
     client.request("POST", "/delay/50", &[], b"hello");
     web.client().get("/hang");
     web.client().get("/abort");
@@ -68,17 +85,36 @@ fn json_says_everything() {
         found.unwrap_or_else(|| panic!("no {what} in {all:#?}"))
     };
     let first = find("/bytes/10");
-    assert_eq!((&first["status"], &first["method"]), (&200.into(), &"GET".into()));
+    assert_eq!(
+        (&first["status"], &first["method"]),
+        (&200.into(), &"GET".into())
+    );
     assert_eq!(first["backend"], "s1", "{first:#}");
     assert_eq!(first["route"], "s1", "{first:#}");
     assert_eq!(first["bytes_out"], 10, "{first:#}");
     assert_eq!(first["cause"], "done", "{first:#}");
     let post = find("/delay/50");
     assert_eq!(post["bytes_in"], 5, "{post:#}");
-    assert!(find("/hang").to_string().contains("backend-timeout"), "{:#}", find("/hang"));
-    assert!(find("/abort").to_string().contains("backend-aborted"), "{:#}", find("/abort"));
-    assert!(find("/cut/100").to_string().contains("backend-aborted"), "{:#}", find("/cut/100"));
-    assert!(all.iter().any(|line| line["status"] == 400 && line["cause"] == "refused"), "{all:#?}");
+    assert!(
+        find("/hang").to_string().contains("backend-timeout"),
+        "{:#}",
+        find("/hang")
+    );
+    assert!(
+        find("/abort").to_string().contains("backend-aborted"),
+        "{:#}",
+        find("/abort")
+    );
+    assert!(
+        find("/cut/100").to_string().contains("backend-aborted"),
+        "{:#}",
+        find("/cut/100")
+    );
+    assert!(
+        all.iter()
+            .any(|line| line["status"] == 400 && line["cause"] == "refused"),
+        "{all:#?}"
+    );
     assert!(!format!("{all:?}").contains("SECRETID"));
 }
 
@@ -86,7 +122,12 @@ fn json_says_everything() {
 fn no_session_id_is_written_in_full() {
     let secret = "A1B2C3D4E5F60718";
     for format in ["common", "combined", "json"] {
-        let web = logged(1, format, "", &format!("{CHECK}[pool.sticky]\ntype = \"route\"\n"));
+        let web = logged(
+            1,
+            format,
+            "",
+            &format!("{CHECK}[pool.sticky]\ntype = \"route\"\n"),
+        );
         let referer = format!("http://a.example/x;jsessionid={secret}.s0?y");
         let cookie = format!("JSESSIONID={secret}.s0");
         let fields = [("Cookie", cookie.as_str()), ("Referer", referer.as_str())];
@@ -101,7 +142,8 @@ fn no_session_id_is_written_in_full() {
         ] {
             web.client().get_with(&path, &fields);
         }
-        web.client().send(format!("GET /a;jsessionid={secret}.s0 HTTP/9.9\r\n\r\n"));
+        web.client()
+            .send(format!("GET /a;jsessionid={secret}.s0 HTTP/9.9\r\n\r\n"));
         let text = lines(&web, 8).join("\n");
         assert!(!text.contains(secret), "{text}");
     }
@@ -114,10 +156,15 @@ fn nothing_a_client_sends_makes_a_line_of_its_own() {
         let mut client = web.client();
         client.send(b"GET /a%0a127.0.0.1 HTTP/1.1\r\nHost: a\r\nUser-Agent: x\t\xff\"y\\n\r\nReferer: \xe2\x80\xa8\r\n\r\n");
         client.answer();
-        web.client().send("GET /\x1b[31m\x07 HTTP/1.1\r\nHost: a\r\n\r\n");
+        web.client()
+            .send("GET /\x1b[31m\x07 HTTP/1.1\r\nHost: a\r\n\r\n");
         let lines = lines(&web, 2);
         for line in &lines {
-            assert!(line.bytes().all(|byte| (0x20..0x7f).contains(&byte) || byte >= 0x80), "{line:?}");
+            assert!(
+                line.bytes()
+                    .all(|byte| (0x20..0x7f).contains(&byte) || byte >= 0x80),
+                "{line:?}"
+            );
             if format == "json" {
                 serde_json::from_str::<Value>(line).expect("JSON");
             }

@@ -6,11 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use balancer_tests::http::app::Seen;
+use balancer_tests::http::apps::App;
 use balancer_tests::http::apps::Setup;
 use balancer_tests::http::proc;
 use balancer_tests::http::raw::{Raw, Trouble};
-use balancer_tests::http::web::{CHECK, HTTP, NO_CHECK, Web, app_address, frontend, pool, scene_dir};
-use balancer_tests::http::apps::App;
+use balancer_tests::http::web::{
+    CHECK, HTTP, NO_CHECK, Web, app_address, frontend, pool, scene_dir,
+};
 use balancer_tests::netns::Netns;
 use balancer_tests::process::{BOUND, came_true};
 
@@ -22,7 +24,10 @@ fn plain(apps: usize) -> Web {
 
 fn sha256(bytes: &[u8]) -> String {
     let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    sum.as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[test]
@@ -38,11 +43,19 @@ fn a_request_arrives_as_it_was_sent() {
     ];
     for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "REPORT"] {
         web.clear();
-        let answer = web.client().request(method, "/a/b%20c?q=%2F&r", &fields, &body);
+        let answer = web
+            .client()
+            .request(method, "/a/b%20c?q=%2F&r", &fields, &body);
         assert_eq!(answer.status, 200, "{method}");
         let seen = web.apps[0].only();
-        assert_eq!((seen.method.as_str(), seen.target.as_str()), (method, "/a/b%20c?q=%2F&r"));
-        assert_eq!((seen.body, seen.digest.as_str()), (300_000, sha256(&body).as_str()));
+        assert_eq!(
+            (seen.method.as_str(), seen.target.as_str()),
+            (method, "/a/b%20c?q=%2F&r")
+        );
+        assert_eq!(
+            (seen.body, seen.digest.as_str()),
+            (300_000, sha256(&body).as_str())
+        );
         assert_eq!(seen.framing, "length");
         for (name, value) in fields {
             assert_eq!(seen.one(name), Some(value));
@@ -66,24 +79,57 @@ fn the_same_over_every_pair_of_versions() {
             let url = format!("{URL}/echo?x=1");
             let said = web.curl(&[version, "-H", "X-A: b", "--data-binary", &data, &url]);
             assert_eq!(said.status, 200, "{backend} {version}: {said:?}");
-            assert_eq!(said.version, if version == "--http1.1" { "1.1" } else { "2" });
+            assert_eq!(
+                said.version,
+                if version == "--http1.1" { "1.1" } else { "2" }
+            );
             let seen: Seen = serde_json::from_str(&said.body).expect("an echo");
-            assert_eq!(seen.version, if backend == "http1" { "HTTP/1.1" } else { "HTTP/2" });
-            assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/echo?x=1"));
+            assert_eq!(
+                seen.version,
+                if backend == "http1" {
+                    "HTTP/1.1"
+                } else {
+                    "HTTP/2"
+                }
+            );
+            assert_eq!(
+                (seen.method.as_str(), seen.target.as_str()),
+                ("POST", "/echo?x=1")
+            );
             assert_eq!((seen.body, seen.digest), (1 << 20, sha256(&body)));
-            assert_eq!(seen.headers.iter().filter(|(n, v)| n == "x-a" && v == "b").count(), 1);
+            assert_eq!(
+                seen.headers
+                    .iter()
+                    .filter(|(n, v)| n == "x-a" && v == "b")
+                    .count(),
+                1
+            );
             let host = match backend {
                 "http1" => "host",
                 _ => ":authority",
             };
             assert_eq!(seen.one(host), Some("127.0.0.1:8080"));
             // Big answers, answers without a length, and none.
-            for (path, length) in [("/bytes/3000000", 3_000_000), ("/chunked/50/1000", 50_000), ("/status/204", 0)] {
+            for (path, length) in [
+                ("/bytes/3000000", 3_000_000),
+                ("/chunked/50/1000", 50_000),
+                ("/status/204", 0),
+            ] {
                 let said = web.curl(&[version, &format!("{URL}{path}")]);
-                assert_eq!(said.body.len(), length, "{backend} {version} {path}: {:?}", said.error);
+                assert_eq!(
+                    said.body.len(),
+                    length,
+                    "{backend} {version} {path}: {:?}",
+                    said.error
+                );
             }
             let head = web.curl(&[version, "--head", &format!("{URL}/bytes/5000")]);
-            assert!(head.body.to_ascii_lowercase().contains("content-length: 5000"), "{head:?}");
+            assert!(
+                head.body
+                    .to_ascii_lowercase()
+                    .contains("content-length: 5000"),
+                "{head:?}"
+            );
         }
     }
 }
@@ -92,7 +138,14 @@ fn the_same_over_every_pair_of_versions() {
 fn cookies_of_http2_are_joined_for_http1() {
     let web = plain(1);
     let url = format!("{URL}/");
-    let said = web.curl(&["--http2-prior-knowledge", "-H", "cookie: a=1", "-H", "cookie: b=2", &url]);
+    let said = web.curl(&[
+        "--http2-prior-knowledge",
+        "-H",
+        "cookie: a=1",
+        "-H",
+        "cookie: b=2",
+        &url,
+    ]);
     assert_eq!(said.status, 200);
     assert_eq!(web.apps[0].only().all("cookie"), ["a=1; b=2"]);
 }
@@ -103,14 +156,20 @@ fn answers_are_handed_on_with_their_trailers_and_hints() {
     let mut client = web.client();
     let answer = client.get_with("/trailers", &[("TE", "trailers")]);
     assert_eq!(answer.text(), "hellohello");
-    assert_eq!(answer.trailers, [("x-checksum".to_owned(), "abc123".to_owned())]);
+    assert_eq!(
+        answer.trailers,
+        [("x-checksum".to_owned(), "abc123".to_owned())]
+    );
     assert_eq!(answer.one("trailer"), Some("x-checksum"));
 
     let answer = client.get("/early");
     assert_eq!(answer.status, 200);
     let hints: Vec<u16> = answer.interim.iter().map(|(status, _)| *status).collect();
     assert_eq!(hints, [103]);
-    assert_eq!(answer.interim[0].1, [("link".to_owned(), "</a.css>; rel=preload".to_owned())]);
+    assert_eq!(
+        answer.interim[0].1,
+        [("link".to_owned(), "</a.css>; rel=preload".to_owned())]
+    );
 
     // Trailers of a request, too.
     web.clear();
@@ -121,7 +180,11 @@ fn answers_are_handed_on_with_their_trailers_and_hints() {
     assert_eq!(client.answer().status, 200);
     let seen = web.apps[0].only();
     assert_eq!(seen.body, 5);
-    let sums: Vec<&str> = seen.trailers.iter().map(|(_, value)| value.as_str()).collect();
+    let sums: Vec<&str> = seen
+        .trailers
+        .iter()
+        .map(|(_, value)| value.as_str())
+        .collect();
     assert_eq!(sums, ["7"]);
 }
 
@@ -151,14 +214,18 @@ fn an_answer_streams_as_it_comes() {
     assert_eq!(client.chunk().expect("the last"), b"");
     let all = begin.elapsed();
     assert!(all >= Duration::from_millis(1200), "{all:?}");
-    assert!(first < all / 3, "the first event came after {first:?} of {all:?}");
+    assert!(
+        first < all / 3,
+        "the first event came after {first:?} of {all:?}"
+    );
 }
 
 #[test]
 fn a_request_streams_as_it_comes() {
     let web = plain(1);
     let mut client = web.client();
-    client.send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    client
+        .send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
     // The server has the request while its body is not yet there.
     assert!(came_true(BOUND, || web.apps[0].stats().running == 1));
     client.send("5\r\nworld\r\n0\r\n\r\n");
@@ -210,24 +277,35 @@ fn a_slow_server_holds_the_sender_back() {
 
 #[test]
 fn a_cut_answer_is_seen_to_be_cut() {
-    let web = Web::new(1, |_| frontend("") + &pool(1, &format!("{NO_CHECK}[pool.observe]\nenabled = false\n")));
+    let web = Web::new(1, |_| {
+        frontend("") + &pool(1, &format!("{NO_CHECK}[pool.observe]\nenabled = false\n"))
+    });
     for (path, seen) in [("/cut/1000/10", 10), ("/cutchunk", 5)] {
         let result = web.client().try_request("GET", path, &[], b"");
         assert!(
-            matches!(result, Err(Trouble::Cut(n)) if n == seen) || matches!(&result, Ok(a) if a.status == 502),
+            matches!(result, Err(Trouble::Cut(n)) if n == seen)
+                || matches!(&result, Ok(a) if a.status == 502),
             "{path}: {result:?}"
         );
         // Over HTTP/2 the stream is reset.
         let said = web.curl(&["--http2-prior-knowledge", &format!("{URL}{path}")]);
-        assert!(said.code == 92 || said.code == 18 || said.status == 502, "{path}: {said:?}");
+        assert!(
+            said.code == 92 || said.code == 18 || said.status == 502,
+            "{path}: {said:?}"
+        );
     }
     assert_eq!(web.client().get("/").status, 200);
 }
 
 #[test]
 fn answers_that_could_be_read_differently_are_not_handed_on() {
-    let web = Web::new(1, |_| frontend("") + &pool(1, &format!("{NO_CHECK}[pool.observe]\nenabled = false\n")));
-    let ask = |name: &str| web.client().try_request("GET", &format!("/raw/{name}"), &[], b"");
+    let web = Web::new(1, |_| {
+        frontend("") + &pool(1, &format!("{NO_CHECK}[pool.observe]\nenabled = false\n"))
+    });
+    let ask = |name: &str| {
+        web.client()
+            .try_request("GET", &format!("/raw/{name}"), &[], b"")
+    };
     for name in [
         "two-lengths",
         "length-and-chunked",
@@ -240,12 +318,18 @@ fn answers_that_could_be_read_differently_are_not_handed_on() {
         "switching-unasked",
     ] {
         let result = ask(name);
-        assert!(matches!(&result, Ok(answer) if answer.status == 502), "{name}: {result:?}");
+        assert!(
+            matches!(&result, Ok(answer) if answer.status == 502),
+            "{name}: {result:?}"
+        );
     }
     for name in ["bad-chunk", "huge-chunk"] {
         let result = ask(name);
         let cut = matches!(&result, Err(Trouble::Cut(_)));
-        assert!(cut || matches!(&result, Ok(answer) if answer.status == 502), "{name}: {result:?}");
+        assert!(
+            cut || matches!(&result, Ok(answer) if answer.status == 502),
+            "{name}: {result:?}"
+        );
     }
     for (name, status, body) in [
         ("until-close", 200, "until the end"),
@@ -256,7 +340,11 @@ fn answers_that_could_be_read_differently_are_not_handed_on() {
         ("extra-bytes", 200, "hello"),
     ] {
         let answer = ask(name).unwrap_or_else(|trouble| panic!("{name}: {trouble}"));
-        assert_eq!((answer.status, answer.text().as_str()), (status, body), "{name}");
+        assert_eq!(
+            (answer.status, answer.text().as_str()),
+            (status, body),
+            "{name}"
+        );
     }
     // What came after the answer is nobody's.
     let mut client = web.client();
@@ -285,7 +373,11 @@ fn websockets_are_tunnelled() {
             assert_eq!(answer.status, 101);
             let accept = answer.one("sec-websocket-accept");
             assert_eq!(accept, Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-            assert!(answer.one("upgrade").is_some_and(|u| u.eq_ignore_ascii_case("websocket")));
+            assert!(
+                answer
+                    .one("upgrade")
+                    .is_some_and(|u| u.eq_ignore_ascii_case("websocket"))
+            );
             client
         })
         .collect();
@@ -303,7 +395,9 @@ fn websockets_are_tunnelled() {
         assert!(socket.closes(BOUND));
     }
     // One that the server refuses is an answer like others.
-    let answer = web.client().get_with("/ws", &[("Connection", "Upgrade"), ("Upgrade", "other")]);
+    let answer = web
+        .client()
+        .get_with("/ws", &[("Connection", "Upgrade"), ("Upgrade", "other")]);
     assert_eq!(answer.status, 426);
 }
 
@@ -319,7 +413,12 @@ fn exchange(socket: &mut Raw, opcode: u8, payload: &[u8]) -> Vec<u8> {
         }
     }
     frame.extend_from_slice(&mask);
-    frame.extend(payload.iter().enumerate().map(|(i, byte)| byte ^ mask[i % 4]));
+    frame.extend(
+        payload
+            .iter()
+            .enumerate()
+            .map(|(i, byte)| byte ^ mask[i % 4]),
+    );
     socket.send(frame);
     let head = socket.exactly(2, 0).expect("a frame");
     assert_eq!(head[0], 0x80 | opcode);
@@ -367,8 +466,14 @@ fn servers_are_told_about_the_client() {
     assert_eq!(seen.one("x-forwarded-proto"), Some("http"));
     assert_eq!(seen.one("x-forwarded-host"), Some("www.example.org:8080"));
     assert_eq!(seen.one("x-forwarded-port"), Some("8080"));
-    let forwarded = seen.one("forwarded").expect("RFC 7239").to_ascii_lowercase();
-    assert!(forwarded.contains("for=127.0.0.1") && !forwarded.contains("203.0.113.7"), "{forwarded}");
+    let forwarded = seen
+        .one("forwarded")
+        .expect("RFC 7239")
+        .to_ascii_lowercase();
+    assert!(
+        forwarded.contains("for=127.0.0.1") && !forwarded.contains("203.0.113.7"),
+        "{forwarded}"
+    );
     assert!(forwarded.contains("proto=http"), "{forwarded}");
     assert!(seen.one("via").is_some_and(|via| via.contains("1.1 edge")));
     let id = seen.one("x-request-id").expect("an id");
@@ -379,18 +484,25 @@ fn servers_are_told_about_the_client() {
     let mut proxy = Raw::connect_from(&web.ns, from, HTTP).expect("a connection");
     proxy.get_with("/", &fields);
     let seen = web.apps[0].only();
-    assert_eq!(seen.all("x-forwarded-for").join(", "), "203.0.113.7, 127.0.0.9");
+    assert_eq!(
+        seen.all("x-forwarded-for").join(", "),
+        "203.0.113.7, 127.0.0.9"
+    );
     assert_eq!(seen.one("x-forwarded-proto"), Some("https"));
     let forwarded = seen.all("forwarded").join(", ").to_ascii_lowercase();
-    assert!(forwarded.contains("203.0.113.7") && forwarded.contains("127.0.0.9"), "{forwarded}");
+    assert!(
+        forwarded.contains("203.0.113.7") && forwarded.contains("127.0.0.9"),
+        "{forwarded}"
+    );
     assert_eq!(seen.one("x-request-id"), Some("given"));
 }
 
 #[test]
 fn the_proxy_protocol_comes_in() {
     let web = Web::new(1, |_| {
-        frontend("proxy_protocol_from = [\"127.0.0.0/29\"]\n[frontend.timeouts]\nhandshake = \"1s\"\n")
-            + &pool(1, CHECK)
+        frontend(
+            "proxy_protocol_from = [\"127.0.0.0/29\"]\n[frontend.timeouts]\nhandshake = \"1s\"\n",
+        ) + &pool(1, CHECK)
     });
     let seen_by = |head: &[u8]| {
         web.clear();
@@ -434,12 +546,18 @@ fn the_proxy_protocol_comes_in() {
         let mut client = web.client();
         client.send([&bad[..], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
         let shut = client.closes(BOUND) && !client.rest().starts_with(b"HTTP/1.1 200");
-        assert!(shut, "{:?}: {:?}", String::from_utf8_lossy(&bad), client.rest());
+        assert!(
+            shut,
+            "{:?}: {:?}",
+            String::from_utf8_lossy(&bad),
+            client.rest()
+        );
     }
     // Nobody else may say who they are: the header is no request.
     let from = "127.0.0.200".parse().expect("an address");
     let mut stranger = Raw::connect_from(&web.ns, from, HTTP).expect("a connection");
-    stranger.send("PROXY TCP4 203.0.113.7 198.51.100.1 5000 443\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    stranger
+        .send("PROXY TCP4 203.0.113.7 198.51.100.1 5000 443\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(stranger.closes(BOUND));
     assert!(!stranger.rest().starts_with(b"HTTP/1.1 200"));
     let silent = web.client();
@@ -520,5 +638,7 @@ fn clients_side_by_side_get_their_own() {
             })
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().expect("a client"));
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().expect("a client"));
 }

@@ -30,18 +30,30 @@ fn a_hundred_reloads_with_certificates_fail_no_request() {
              [frontend.tls]\n[[frontend.tls.certificate]]\ncertificate = {:?}\nkey = {:?}\n",
             pair.certificate, pair.key
         );
-        let log = format!("[frontend.log]\nfile = {:?}\n", dir.path().join("access.log"));
+        let log = format!(
+            "[frontend.log]\nfile = {:?}\n",
+            dir.path().join("access.log")
+        );
         // Something changes each time: weights, a backend, a header.
         let weight = |i: usize| format!("weight = {}\n", 1 + (round + i as u64) % 3);
         let apps = 2 + (round % 2) as usize;
         secure + &frontend(&format!("via = \"v{round}\"\n{log}")) + &pool_with(apps, CHECK, weight)
     };
-    let apps = (0..3).map(|i| App::at(&ns, &format!("s{i}"), app_address(i))).collect();
+    let apps = (0..3)
+        .map(|i| App::at(&ns, &format!("s{i}"), app_address(i)))
+        .collect();
     let first = config(0);
     let client = authority.client(&["http/1.1"]);
     let web = Web::around(ns, dir, apps, &first);
     let (h1, h2) = (
-        Chaos::start(&web.ns, HTTP, Mix { post_every: 5, ..Mix::default() }),
+        Chaos::start(
+            &web.ns,
+            HTTP,
+            Mix {
+                post_every: 5,
+                ..Mix::default()
+            },
+        ),
         Chaos::start(
             &web.ns,
             HTTP,
@@ -76,7 +88,10 @@ fn a_hundred_reloads_with_certificates_fail_no_request() {
                 assert_eq!(raw.get("/").status, 200);
                 let after = current.load(Ordering::SeqCst);
                 let number = number.expect("a number");
-                assert!((before..=after + 1).contains(&number), "{number} while {before} to {after}");
+                assert!(
+                    (before..=after + 1).contains(&number),
+                    "{number} while {before} to {after}"
+                );
                 count += 1;
             }
             count
@@ -97,7 +112,10 @@ fn a_hundred_reloads_with_certificates_fail_no_request() {
     println!("{RELOADS} reloads, {good} requests and {handshakes} handshakes meanwhile");
     for tally in &tallies {
         assert_eq!((tally.failed(), tally.mixed), (0, 0), "{tally:#?}");
-        assert!(tally.posts.is_empty() && tally.lost_posts.is_empty(), "{tally:#?}");
+        assert!(
+            tally.posts.is_empty() && tally.lost_posts.is_empty(),
+            "{tally:#?}"
+        );
         assert!(tally.good > 100, "{tally:#?}");
     }
     assert!(handshakes > 20);
@@ -113,7 +131,9 @@ fn a_frontend_comes_and_goes_while_the_other_serves() {
     let both = |more: bool| {
         let mut text = frontend("");
         if more {
-            text += &frontend("").replace("\"web\"", "\"second\"").replace("8080", "8081");
+            text += &frontend("")
+                .replace("\"web\"", "\"second\"")
+                .replace("8080", "8081");
         }
         text + &pool_with(2, CHECK, |_| String::new())
     };
@@ -124,7 +144,9 @@ fn a_frontend_comes_and_goes_while_the_other_serves() {
         let mut slow = Raw::connect(&web.ns, second);
         slow.send("GET /delay/300 HTTP/1.1\r\nHost: a\r\n\r\n");
         wait_until("it to arrive", BOUND, || {
-            web.apps.iter().any(|app| app.log().iter().any(|seen| seen.target == "/delay/300"))
+            web.apps
+                .iter()
+                .any(|app| app.log().iter().any(|seen| seen.target == "/delay/300"))
         });
         web.clear();
         web.agent.reconfigure(&both(false));
@@ -141,13 +163,28 @@ fn a_frontend_comes_and_goes_while_the_other_serves() {
 fn a_file_with_a_mistake_or_an_address_that_is_taken_changes_nothing() {
     let good = frontend("") + &pool_with(2, CHECK, |_| String::new());
     let web = Web::new(2, |_| good.clone());
-    let taken = web.ns.enter(|| std::net::TcpListener::bind("127.0.0.1:8082")).expect("bind");
+    let taken = web
+        .ns
+        .enter(|| std::net::TcpListener::bind("127.0.0.1:8082"))
+        .expect("bind");
     let load = Chaos::start(&web.ns, HTTP, Mix::default());
     load.wait_for(50);
     for (bad, names) in [
-        (good.replace("mode = \"http\"", "mode = \"http\"\nnonsense = 1"), "nonsense"),
-        (good.clone() + &frontend("").replace("\"web\"", "\"x\"").replace("8080", "8082"), "8082"),
-        (good.replace("pool = \"app\"", "pool = \"nobody\""), "nobody"),
+        (
+            good.replace("mode = \"http\"", "mode = \"http\"\nnonsense = 1"),
+            "nonsense",
+        ),
+        (
+            good.clone()
+                + &frontend("")
+                    .replace("\"web\"", "\"x\"")
+                    .replace("8080", "8082"),
+            "8082",
+        ),
+        (
+            good.replace("pool = \"app\"", "pool = \"nobody\""),
+            "nobody",
+        ),
     ] {
         web.agent.write_config(&bad);
         let said = web.agent.command(&["reload"]);
@@ -182,5 +219,9 @@ fn a_stop_finishes_what_is_under_way() {
     }
     assert!(idle.closes(BOUND));
     wait_until("the agent to end", BOUND, || !web.agent.running());
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
 }

@@ -159,7 +159,10 @@ fn redirects_and_fixed_responses() {
     });
     let answer = ask(&web, "a.example", "/old/x%20y?q=1");
     assert_eq!(answer.status, 308);
-    assert_eq!(answer.one("location"), Some("https://a.example/new/old/x%20y?q=1"));
+    assert_eq!(
+        answer.one("location"),
+        Some("https://a.example/new/old/x%20y?q=1")
+    );
     let answer = ask(&web, "a.example", "/teapot");
     assert_eq!((answer.status, answer.text().as_str()), (418, "short"));
     assert_eq!(answer.one("content-type"), Some("text/x-tea"));
@@ -188,7 +191,13 @@ fn a_maintenance_page_when_nobody_is_left() {
 fn files_with_conditions_and_ranges() {
     let web = Web::new(1, |dir| {
         let root = root(dir);
-        write(dir, "root/big.txt", (0..10_000u32).map(|i| i as u8 % 10 + b'0').collect::<Vec<_>>());
+        write(
+            dir,
+            "root/big.txt",
+            (0..10_000u32)
+                .map(|i| i as u8 % 10 + b'0')
+                .collect::<Vec<_>>(),
+        );
         write(dir, "root/pre.js", "var plain = 1;");
         write(dir, "root/pre.js.gz", "not really gzip");
         frontend_with_sites(&format!("[[frontend.site]]\nroot = \"{root}\"\n")) + &pool(1, CHECK)
@@ -196,16 +205,30 @@ fn files_with_conditions_and_ranges() {
     let get = |path: &str, fields: &[(&str, &str)]| web.client().get_with(path, fields);
     let index = get("/", &[]);
     assert_eq!(index.text(), "<h1>index</h1>\n");
-    assert!(index.one("content-type").is_some_and(|t| t.starts_with("text/html")));
+    assert!(
+        index
+            .one("content-type")
+            .is_some_and(|t| t.starts_with("text/html"))
+    );
     let tag = index.one("etag").expect("an ETag").to_owned();
     let modified = index.one("last-modified").expect("a date").to_owned();
     assert_eq!(get("/", &[("If-None-Match", &tag)]).status, 304);
     assert_eq!(get("/", &[("If-None-Match", "\"other\", *")]).status, 304);
     assert_eq!(get("/", &[("If-Modified-Since", &modified)]).status, 304);
-    assert_eq!(get("/", &[("If-None-Match", "\"x\""), ("If-Modified-Since", &modified)]).status, 200);
+    assert_eq!(
+        get(
+            "/",
+            &[("If-None-Match", "\"x\""), ("If-Modified-Since", &modified)]
+        )
+        .status,
+        200
+    );
     assert_eq!(get("/", &[("If-Match", "\"x\"")]).status, 412);
     let css = get("/style.css", &[]);
-    assert!(css.one("content-type").is_some_and(|t| t.starts_with("text/css")));
+    assert!(
+        css.one("content-type")
+            .is_some_and(|t| t.starts_with("text/css"))
+    );
 
     let range = |value: &str| get("/big.txt", &[("Range", value)]);
     let part = range("bytes=10-19");
@@ -215,22 +238,46 @@ fn files_with_conditions_and_ranges() {
     assert_eq!(range("bytes=9995-").text(), "56789");
     assert_eq!(range("bytes=9999-20000").text(), "9");
     let beyond = range("bytes=10000-");
-    assert_eq!((beyond.status, beyond.one("content-range")), (416, Some("bytes */10000")));
+    assert_eq!(
+        (beyond.status, beyond.one("content-range")),
+        (416, Some("bytes */10000"))
+    );
     assert_eq!(range("lines=1-2").status, 200);
     assert_eq!(range("bytes=5-2").body.len(), 10_000);
-    let stale = get("/big.txt", &[("Range", "bytes=0-1"), ("If-Range", "\"old\"")]);
+    let stale = get(
+        "/big.txt",
+        &[("Range", "bytes=0-1"), ("If-Range", "\"old\"")],
+    );
     assert_eq!((stale.status, stale.body.len()), (200, 10_000));
     let head = web.client().request("HEAD", "/big.txt", &[], b"");
-    assert_eq!((head.status, head.one("content-length")), (200, Some("10000")));
-    assert_eq!(web.client().request("POST", "/big.txt", &[], b"x").status, 405);
+    assert_eq!(
+        (head.status, head.one("content-length")),
+        (200, Some("10000"))
+    );
+    assert_eq!(
+        web.client().request("POST", "/big.txt", &[], b"x").status,
+        405
+    );
 
     let plain = get("/pre.js", &[]);
-    assert_eq!((plain.one("content-encoding"), plain.text().as_str()), (None, "var plain = 1;"));
+    assert_eq!(
+        (plain.one("content-encoding"), plain.text().as_str()),
+        (None, "var plain = 1;")
+    );
     let packed = get("/pre.js", &[("Accept-Encoding", "br, gzip")]);
     assert_eq!(packed.one("content-encoding"), Some("gzip"));
     assert_eq!(packed.text(), "not really gzip");
-    assert!(packed.all("vary").join(",").to_ascii_lowercase().contains("accept-encoding"));
-    assert_eq!(get("/pre.js", &[("Accept-Encoding", "gzip;q=0")]).one("content-encoding"), None);
+    assert!(
+        packed
+            .all("vary")
+            .join(",")
+            .to_ascii_lowercase()
+            .contains("accept-encoding")
+    );
+    assert_eq!(
+        get("/pre.js", &[("Accept-Encoding", "gzip;q=0")]).one("content-encoding"),
+        None
+    );
 }
 
 #[test]
@@ -245,7 +292,9 @@ fn nothing_outside_the_root_is_served() {
         symlink(dir.join("outside"), dir.join("root/way")).expect("a link");
         symlink("style.css", dir.join("root/inside.css")).expect("a link");
         symlink("loop", dir.join("root/loop")).expect("a link");
-        let made = std::process::Command::new("mkfifo").arg(dir.join("root/pipe")).status();
+        let made = std::process::Command::new("mkfifo")
+            .arg(dir.join("root/pipe"))
+            .status();
         assert!(made.is_ok_and(|status| status.success()));
         frontend_with_sites(&format!("[[frontend.site]]\nroot = \"{root}\"\n")) + &pool(1, CHECK)
     });
@@ -274,7 +323,10 @@ fn nothing_outside_the_root_is_served() {
         assert!((300..500).contains(&answer.status), "{path}: {answer:?}");
     }
     // Links inside are files like others, or are not followed at all.
-    assert!(matches!(web.client().get("/inside.css").status, 200 | 403 | 404));
+    assert!(matches!(
+        web.client().get("/inside.css").status,
+        200 | 403 | 404
+    ));
     assert_eq!(web.client().get("/style.css").status, 200);
 }
 
@@ -290,18 +342,34 @@ fn texts_are_compressed_for_those_who_want_it() {
     assert_eq!((plain.status, plain.body.len()), (200, 100_000));
     for coding in ["gzip", "br"] {
         let field = format!("Accept-Encoding: {coding}");
-        let raw = web.client().get_with("/text/100000", &[("Accept-Encoding", coding)]);
+        let raw = web
+            .client()
+            .get_with("/text/100000", &[("Accept-Encoding", coding)]);
         assert_eq!(raw.one("content-encoding"), Some(coding));
         assert!(raw.body.len() < 20_000, "{}", raw.body.len());
-        assert!(raw.all("vary").join(",").to_ascii_lowercase().contains("accept-encoding"));
+        assert!(
+            raw.all("vary")
+                .join(",")
+                .to_ascii_lowercase()
+                .contains("accept-encoding")
+        );
         // curl unpacks it.
         let unpacked = web.curl(&["--compressed", "-H", &field, url]);
         assert_eq!(unpacked.body, plain.body, "{coding}");
     }
-    let small = web.client().get_with("/text/20", &[("Accept-Encoding", "gzip")]);
+    let small = web
+        .client()
+        .get_with("/text/20", &[("Accept-Encoding", "gzip")]);
     assert_eq!(small.one("content-encoding"), None);
-    let binary = web.client().get_with("/bytes/100000", &[("Accept-Encoding", "gzip")]);
-    assert_eq!((binary.one("content-encoding"), binary.body.len()), (None, 100_000));
-    let head = web.client().request("HEAD", "/text/100000", &[("Accept-Encoding", "gzip")], b"");
+    let binary = web
+        .client()
+        .get_with("/bytes/100000", &[("Accept-Encoding", "gzip")]);
+    assert_eq!(
+        (binary.one("content-encoding"), binary.body.len()),
+        (None, 100_000)
+    );
+    let head = web
+        .client()
+        .request("HEAD", "/text/100000", &[("Accept-Encoding", "gzip")], b"");
     assert_eq!(head.status, 200);
 }

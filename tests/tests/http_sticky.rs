@@ -19,7 +19,10 @@ fn route_pool(apps: usize) -> String {
 /// A session at a server: cookie value and server's name.
 fn new_session(web: &Web) -> (String, String) {
     let answer = web.client().get("/session");
-    let id = answer.cookie("JSESSIONID").expect("a new session").to_owned();
+    let id = answer
+        .cookie("JSESSIONID")
+        .expect("a new session")
+        .to_owned();
     (id, answer.server().to_owned())
 }
 
@@ -70,13 +73,20 @@ fn route_in_the_path_comes_before_the_cookie() {
             let path = format!("/session;jsessionid=ABC.{server}");
             let answer = client().get_with(&path, &[("Cookie", "JSESSIONID=X.s0")]);
             assert_eq!(answer.server(), server, "{path}");
-            assert_eq!(answer.one("x-session"), Some(format!("ABC.{server}").as_str()));
+            assert_eq!(
+                answer.one("x-session"),
+                Some(format!("ABC.{server}").as_str())
+            );
         }
         let path = format!("/session;jsessionid=ABC.{server}?a=b");
         assert_eq!(client().get(&path).server(), server, "{path}");
     }
     let seen = web.log();
-    assert!(seen.iter().all(|seen| seen.target.contains(";jsessionid=ABC.")), "{seen:?}");
+    assert!(
+        seen.iter()
+            .all(|seen| seen.target.contains(";jsessionid=ABC.")),
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -95,23 +105,37 @@ fn every_cookie_of_the_name_is_tried() {
         servers.insert(with_cookie(&web, "JSESSIONID=A.nobody").server().to_owned());
         servers.insert(with_cookie(&web, "XJSESSIONID=A.s1").server().to_owned());
     }
-    assert_eq!(servers.len(), 3, "an unknown route binds nobody: {servers:?}");
+    assert_eq!(
+        servers.len(),
+        3,
+        "an unknown route binds nobody: {servers:?}"
+    );
 }
 
 #[test]
 fn failover_renames_the_session_for_the_browser_and_not_for_the_servers() {
     let mut web = Web::new(3, |_| route_pool(3));
     let issued = session_at(&web, "s1");
-    assert_eq!(with_cookie(&web, &format!("JSESSIONID={issued}")).server(), "s1");
+    assert_eq!(
+        with_cookie(&web, &format!("JSESSIONID={issued}")).server(),
+        "s1"
+    );
     kill(&mut web, "s1");
-    web.apps.iter().filter(|app| app.name() != "s1").for_each(|app| app.clear());
+    web.apps
+        .iter()
+        .filter(|app| app.name() != "s1")
+        .for_each(|app| app.clear());
 
     let moved = with_cookie(&web, &format!("JSESSIONID={issued}"));
     let server = moved.server().to_owned();
     assert_ne!(server, "s1");
     let id = issued.split('.').next().expect("an id");
     let renamed = format!("{id}.{server}");
-    assert_eq!(moved.cookie("JSESSIONID"), Some(renamed.as_str()), "{moved:?}");
+    assert_eq!(
+        moved.cookie("JSESSIONID"),
+        Some(renamed.as_str()),
+        "{moved:?}"
+    );
     // The server saw the id as it was issued: its store knows no other.
     assert_eq!(moved.one("x-session"), Some(issued.as_str()));
 
@@ -211,10 +235,18 @@ fn activation_holds_for_sessions_as_mod_jk_says() {
     let web = Web::new(3, |_| route_pool(3));
     web.agent.order(&["drain", "app/s1"]);
     for _ in 0..4 {
-        assert_eq!(with_cookie(&web, "JSESSIONID=A.s1").server(), "s1", "a drain keeps sessions");
+        assert_eq!(
+            with_cookie(&web, "JSESSIONID=A.s1").server(),
+            "s1",
+            "a drain keeps sessions"
+        );
     }
     for _ in 0..9 {
-        assert_ne!(web.client().get("/session").server(), "s1", "and takes no new ones");
+        assert_ne!(
+            web.client().get("/session").server(),
+            "s1",
+            "and takes no new ones"
+        );
     }
     web.agent.order(&["stop", "app/s1"]);
     for _ in 0..4 {
@@ -241,7 +273,10 @@ fn an_inserted_cookie_binds_and_moves_with_its_server() {
             cookie_pool(dir, &format!("cookie = \"LB\"\nvalue = \"{kind}\"\n"))
         });
         let first = web.client().get("/");
-        let (server, value) = (first.server().to_owned(), first.cookie("LB").expect("a cookie"));
+        let (server, value) = (
+            first.server().to_owned(),
+            first.cookie("LB").expect("a cookie"),
+        );
         assert_eq!(value.contains(&server), kind == "signed", "{kind}: {value}");
         let cookie = format!("a=b; LB={value}; c=d");
         for _ in 0..5 {
@@ -252,10 +287,16 @@ fn an_inserted_cookie_binds_and_moves_with_its_server() {
         // It is the balancer's: servers see only their own.
         let seen = web.log();
         let cookies: Vec<_> = seen.iter().filter_map(|seen| seen.one("cookie")).collect();
-        assert!(!cookies.is_empty() && cookies.iter().all(|c| *c == "a=b; c=d"), "{cookies:?}");
+        assert!(
+            !cookies.is_empty() && cookies.iter().all(|c| *c == "a=b; c=d"),
+            "{cookies:?}"
+        );
         // A reload changes nothing for those who have it.
         web.agent.order(&["reload"]);
-        assert_eq!(web.client().get_with("/", &[("Cookie", &cookie)]).server(), server);
+        assert_eq!(
+            web.client().get_with("/", &[("Cookie", &cookie)]).server(),
+            server
+        );
 
         kill(&mut web, &server);
         let moved = web.client().get_with("/", &[("Cookie", &cookie)]);
@@ -272,8 +313,15 @@ fn an_inserted_cookie_binds_and_moves_with_its_server() {
 
 #[test]
 fn a_forged_cookie_binds_nobody() {
-    let web = Web::new(3, |dir| cookie_pool(dir, "cookie = \"LB\"\nvalue = \"signed\"\n"));
-    let real = web.client().get("/").cookie("LB").expect("a cookie").to_owned();
+    let web = Web::new(3, |dir| {
+        cookie_pool(dir, "cookie = \"LB\"\nvalue = \"signed\"\n")
+    });
+    let real = web
+        .client()
+        .get("/")
+        .cookie("LB")
+        .expect("a cookie")
+        .to_owned();
     let mut flipped = real.clone().into_bytes();
     let last = flipped.len() - 1;
     flipped[last] = if flipped[last] == b'A' { b'B' } else { b'A' };
@@ -290,8 +338,13 @@ fn a_forged_cookie_binds_nobody() {
     for value in forged {
         let mut servers = BTreeSet::new();
         for _ in 0..3 {
-            let answer = web.client().get_with("/", &[("Cookie", &format!("LB={value}"))]);
-            assert!(answer.cookie("LB").is_some(), "{value:.40} was believed: {answer:?}");
+            let answer = web
+                .client()
+                .get_with("/", &[("Cookie", &format!("LB={value}"))]);
+            assert!(
+                answer.cookie("LB").is_some(),
+                "{value:.40} was believed: {answer:?}"
+            );
             servers.insert(answer.server().to_owned());
         }
         assert_eq!(servers.len(), 3, "{value:.40}");
@@ -335,12 +388,18 @@ fn a_learned_cookie_binds_from_the_moment_it_is_set() {
     let mut bound = Vec::new();
     for session in 0..6 {
         let answer = web.client().get(&format!("/cookie?SID=secret{session}"));
-        assert_eq!(answer.cookie("SID"), Some(format!("secret{session}").as_str()));
+        assert_eq!(
+            answer.cookie("SID"),
+            Some(format!("secret{session}").as_str())
+        );
         bound.push((session, answer.server().to_owned()));
     }
     let ask = |web: &Web, session: i32| {
         let cookie = format!("SID=secret{session}");
-        web.client().get_with("/", &[("Cookie", &cookie)]).server().to_owned()
+        web.client()
+            .get_with("/", &[("Cookie", &cookie)])
+            .server()
+            .to_owned()
     };
     for (session, server) in bound.iter().cycle().take(24) {
         assert_eq!(ask(&web, *session), *server);
@@ -383,7 +442,10 @@ fn a_source_stays_with_its_server() {
     let during: Vec<String> = (2..32).map(|host| ask(&web, host)).collect();
     for (old, new) in before.iter().zip(&during) {
         // Only those of the dead server move.
-        assert!(if old == "s1" { new != "s1" } else { new == old }, "{before:?} {during:?}");
+        assert!(
+            if old == "s1" { new != "s1" } else { new == old },
+            "{before:?} {during:?}"
+        );
     }
     web.app("s1").restart();
     web.wait_health("s1", "up");

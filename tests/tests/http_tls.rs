@@ -40,8 +40,8 @@ fn scene(keys: &str, tls: impl Fn(&Authority) -> String) -> Scene {
         authority.sign("first", &["first.example"], 1),
         authority.sign("second", &["second.example", "*.second.example"], 2),
     ];
-    let config = secure(keys, &tls(&authority), &pairs.iter().collect::<Vec<_>>())
-        + &pool(1, CHECK);
+    let config =
+        secure(keys, &tls(&authority), &pairs.iter().collect::<Vec<_>>()) + &pool(1, CHECK);
     let apps = vec![App::at(&ns, "s0", app_address(0))];
     Scene {
         web: Web::around(ns, dir, apps, &config),
@@ -75,7 +75,9 @@ fn the_name_chooses_the_certificate() {
     assert_eq!(scene.serial("third.example"), None);
     let said = scene.web.curl(&["--insecure", "https://127.0.0.1:8443/"]);
     assert_eq!(said.status, 200, "{said:?}");
-    let mut raw = scene.shake(&scene.authority.client(&[]), "first.example").expect("TLS");
+    let mut raw = scene
+        .shake(&scene.authority.client(&[]), "first.example")
+        .expect("TLS");
     assert_eq!(raw.get("/").status, 200);
     let seen = scene.web.log().pop().expect("a request");
     assert_eq!(seen.one("x-forwarded-proto"), Some("https"));
@@ -112,11 +114,23 @@ fn new_certificates_come_without_a_restart() {
 #[test]
 fn the_oldest_version_can_be_set() {
     let version = |scene: &Scene, maximum: &str| {
-        let said = scene.web.curl(&["--insecure", "--tls-max", maximum, "https://127.0.0.1:8443/"]);
+        let said = scene.web.curl(&[
+            "--insecure",
+            "--tls-max",
+            maximum,
+            "https://127.0.0.1:8443/",
+        ]);
         said.status
     };
     let usual = scene("", |_| String::new());
-    assert_eq!((version(&usual, "1.3"), version(&usual, "1.2"), version(&usual, "1.1")), (200, 200, 0));
+    assert_eq!(
+        (
+            version(&usual, "1.3"),
+            version(&usual, "1.2"),
+            version(&usual, "1.1")
+        ),
+        (200, 200, 0)
+    );
     let strict = scene("", |_| "minimum = \"1.3\"\n".into());
     assert_eq!((version(&strict, "1.3"), version(&strict, "1.2")), (200, 0));
 }
@@ -131,10 +145,18 @@ fn alpn_chooses_the_protocol() {
     assert_eq!(agreed(&["h2", "http/1.1"]).expect("TLS"), Some("h2".into()));
     assert_eq!(agreed(&["http/1.1"]).expect("TLS"), Some("http/1.1".into()));
     assert_eq!(agreed(&[]).expect("TLS"), None);
-    let said = scene.web.curl(&["--insecure", "--http2", "https://127.0.0.1:8443/echo"]);
+    let said = scene
+        .web
+        .curl(&["--insecure", "--http2", "https://127.0.0.1:8443/echo"]);
     assert_eq!((said.status, said.version.as_str()), (200, "2"), "{said:?}");
-    let said = scene.web.curl(&["--insecure", "--http1.1", "https://127.0.0.1:8443/echo"]);
-    assert_eq!((said.status, said.version.as_str()), (200, "1.1"), "{said:?}");
+    let said = scene
+        .web
+        .curl(&["--insecure", "--http1.1", "https://127.0.0.1:8443/echo"]);
+    assert_eq!(
+        (said.status, said.version.as_str()),
+        (200, "1.1"),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -148,36 +170,62 @@ fn clients_show_certificates_where_they_must() {
             scene.web.dir.path().join("people.pem")
         );
         let pairs: Vec<&Pair> = scene.pairs.iter().collect();
-        scene.web.agent.reconfigure(&(secure("", &tls, &pairs) + &pool(1, CHECK)));
+        scene
+            .web
+            .agent
+            .reconfigure(&(secure("", &tls, &pairs) + &pool(1, CHECK)));
         let ask = |config: &Arc<ClientConfig>| {
             let mut raw = scene.shake(config, "first.example").ok()?;
             // With TLS 1.3 the refusal comes after the handshake.
-            raw.try_request("GET", "/", &[], b"").ok().map(|answer| answer.status)
+            raw.try_request("GET", "/", &[], b"")
+                .ok()
+                .map(|answer| answer.status)
         };
         let good = people.sign("alice", &["alice"], 5);
         let bad = strangers.sign("mallory", &["mallory"], 6);
-        assert_eq!(ask(&scene.authority.client_with(&good)), Some(200), "{mode}");
+        assert_eq!(
+            ask(&scene.authority.client_with(&good)),
+            Some(200),
+            "{mode}"
+        );
         assert_eq!(ask(&scene.authority.client_with(&bad)), None, "{mode}");
         let none = ask(&scene.authority.client(&[]));
-        assert_eq!(none, if mode == "required" { None } else { Some(200) }, "{mode}");
+        assert_eq!(
+            none,
+            if mode == "required" { None } else { Some(200) },
+            "{mode}"
+        );
     }
 }
 
 #[test]
 fn strict_transport_and_redirect() {
-    let scene = scene("hsts = \"max-age=31536000; includeSubDomains\"\n", |_| String::new());
-    let mut raw = scene.shake(&scene.authority.client(&[]), "first.example").expect("TLS");
+    let scene = scene("hsts = \"max-age=31536000; includeSubDomains\"\n", |_| {
+        String::new()
+    });
+    let mut raw = scene
+        .shake(&scene.authority.client(&[]), "first.example")
+        .expect("TLS");
     let answer = raw.get("/");
-    assert_eq!(answer.one("strict-transport-security"), Some("max-age=31536000; includeSubDomains"));
+    assert_eq!(
+        answer.one("strict-transport-security"),
+        Some("max-age=31536000; includeSubDomains")
+    );
     let pairs: Vec<&Pair> = scene.pairs.iter().collect();
     let config = format!(
         "[[frontend]]\nname = \"plain\"\nmode = \"http\"\naddress = \"{HTTP}\"\nredirect_https = 8443\n"
     ) + &secure("", "", &pairs)
         + &pool(1, CHECK);
     scene.web.agent.reconfigure(&config);
-    let answer = scene.web.client().get_with("/a%20b?c=d", &[("Host", "first.example:8080")]);
+    let answer = scene
+        .web
+        .client()
+        .get_with("/a%20b?c=d", &[("Host", "first.example:8080")]);
     assert!(matches!(answer.status, 301 | 307 | 308), "{answer:?}");
-    assert_eq!(answer.one("location"), Some("https://first.example:8443/a%20b?c=d"));
+    assert_eq!(
+        answer.one("location"),
+        Some("https://first.example:8443/a%20b?c=d")
+    );
     assert_eq!(answer.one("strict-transport-security"), None);
 }
 
@@ -209,7 +257,11 @@ fn http2_by_prior_knowledge() {
 }
 
 /// One server with TLS, its certificate signed for `server.example`.
-fn backend(options: impl Fn(&Authority) -> Vec<String>, tls: &str, protocol: &str) -> (Web, Authority) {
+fn backend(
+    options: impl Fn(&Authority) -> Vec<String>,
+    tls: &str,
+    protocol: &str,
+) -> (Web, Authority) {
     let (ns, dir) = (Netns::new(), scene_dir());
     let authority = Authority::new(dir.path(), "backends");
     let other = Authority::new(dir.path(), "others");
@@ -222,7 +274,11 @@ fn backend(options: impl Fn(&Authority) -> Vec<String>, tls: &str, protocol: &st
         "--key".to_owned(),
         pair.key.display().to_string(),
     ];
-    all.extend(options(&authority).iter().map(|o| o.replace("DIR", &dir.path().display().to_string())));
+    all.extend(
+        options(&authority)
+            .iter()
+            .map(|o| o.replace("DIR", &dir.path().display().to_string())),
+    );
     let setup = Setup {
         name: "s0".into(),
         listen: vec![app_address(0)],
@@ -254,7 +310,11 @@ fn servers_are_verified() {
             assert_eq!(answer.status, status, "{protocol} {tls}: {answer:?}");
             if status == 200 {
                 let seen = web.apps[0].log().pop().expect("a request");
-                let version = if protocol == "http1" { "HTTP/1.1" } else { "HTTP/2" };
+                let version = if protocol == "http1" {
+                    "HTTP/1.1"
+                } else {
+                    "HTTP/2"
+                };
                 assert_eq!(seen.version, version);
                 if tls.contains("server_name") {
                     assert_eq!(seen.server_name.as_deref(), Some("server.example"));
@@ -270,9 +330,8 @@ fn servers_are_verified() {
 fn the_balancer_shows_its_certificate_to_servers() {
     let asks = |_: &Authority| vec!["--client-ca".to_owned(), "DIR/backends.pem".to_owned()];
     let base = "authorities = \"DIR/backends.pem\"\nserver_name = \"server.example\"\n";
-    let with = |name: &str| {
-        format!("{base}certificate = \"DIR/{name}.pem\"\nkey = \"DIR/{name}.key\"\n")
-    };
+    let with =
+        |name: &str| format!("{base}certificate = \"DIR/{name}.pem\"\nkey = \"DIR/{name}.key\"\n");
     let (web, _) = backend(asks, &with("balancer"), "http1");
     assert_eq!(web.client().get("/").status, 200);
     let (web, _) = backend(asks, base, "http1");

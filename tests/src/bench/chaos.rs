@@ -46,18 +46,30 @@ impl Outcome {
         ensure!(self.kills > 1, "nobody was killed");
         for (kind, tally) in &self.tallies {
             ensure!(tally.good > 50, "hardly a request of {kind} was answered");
-            ensure!(tally.servers.len() == APPS, "{kind}: not all servers answered");
+            ensure!(
+                tally.servers.len() == APPS,
+                "{kind}: not all servers answered"
+            );
         }
         ensure!(self.mixed() == 0, "{} answers were mixed up", self.mixed());
         ensure!(self.twice.is_empty(), "sent twice: {:?}", self.twice);
-        ensure!(self.failed() == 0, "{} idempotent requests failed", self.failed());
+        ensure!(
+            self.failed() == 0,
+            "{} idempotent requests failed",
+            self.failed()
+        );
         Ok(())
     }
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} kills; POSTs sent twice: {}", self.kills, self.twice.len())?;
+        writeln!(
+            f,
+            "{} kills; POSTs sent twice: {}",
+            self.kills,
+            self.twice.len()
+        )?;
         for (kind, tally) in &self.tallies {
             writeln!(
                 f,
@@ -147,12 +159,18 @@ pub fn play(time: Duration, period: Duration) -> Outcome {
         let name = format!("s{victim}");
         web.wait_health(&name, "up");
     }
-    let tallies = loads.into_iter().map(|(kind, load)| (kind, load.stop())).collect();
+    let tallies = loads
+        .into_iter()
+        .map(|(kind, load)| (kind, load.stop()))
+        .collect();
     let twice = sent_twice(&web.dir.path().join("journal"));
     Outcome {
         kills,
         tallies,
-        twice: twice.into_iter().map(|(nonce, times)| format!("{nonce}: {times:?}")).collect(),
+        twice: twice
+            .into_iter()
+            .map(|(nonce, times)| format!("{nonce}: {times:?}"))
+            .collect(),
     }
 }
 
@@ -167,15 +185,19 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
     let count = |name: &str, value: u64| Figure::new(name, value as f64, value as f64, "requests");
     let none = |name: &str, value: u64| count(name, value).target(Target::Below(0.0));
     report.section(
-        &format!("A server of three killed and restarted every 5 s for {} s", time.as_secs()),
+        &format!(
+            "A server of three killed and restarted every 5 s for {} s",
+            time.as_secs()
+        ),
         vec![
             count("answered", outcome.sum(|tally| tally.good)),
             none("answers mixed up", outcome.mixed()),
             none("idempotent requests failed", outcome.failed()),
             none("POSTs sent twice", outcome.twice.len() as u64),
-            count("POSTs failed", outcome.sum(|t| {
-                t.posts.values().sum::<u64>() + t.lost_posts.values().sum::<u64>()
-            })),
+            count(
+                "POSTs failed",
+                outcome.sum(|t| t.posts.values().sum::<u64>() + t.lost_posts.values().sum::<u64>()),
+            ),
         ],
     );
     outcome.judge()

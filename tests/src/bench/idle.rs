@@ -71,7 +71,10 @@ pub fn raise_files(needed: u64) -> Result<()> {
     let wanted = most.max(needed);
     let raised = setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted);
     let (now, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    ensure!(now >= needed, "{needed} open files are needed, {now} allowed ({raised:?})");
+    ensure!(
+        now >= needed,
+        "{needed} open files are needed, {now} allowed ({raised:?})"
+    );
     Ok(())
 }
 
@@ -88,7 +91,9 @@ impl Idle {
     /// When one is not served.
     pub fn open(ns: &Netns, to: SocketAddr, count: usize) -> Result<Self> {
         ns.enter(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let mut streams = Vec::with_capacity(count);
             runtime.block_on(async {
                 let mut open = tokio::task::JoinSet::new();
@@ -154,7 +159,9 @@ async fn ask(stream: &mut TcpStream) -> Result<()> {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), talk).await.context("no answer in time")?
+    tokio::time::timeout(Duration::from_secs(20), talk)
+        .await
+        .context("no answer in time")?
 }
 
 /// Resident memory once it does not change any more, in bytes.
@@ -189,7 +196,10 @@ pub fn play(idle: usize, slow: usize, time: Duration) -> Result<Outcome> {
         let begin = Instant::now();
         std::thread::sleep(time);
         let tally = load.stop();
-        (tally.good as f64 / begin.elapsed().as_secs_f64(), tally.failed() + tally.mixed)
+        (
+            tally.good as f64 / begin.elapsed().as_secs_f64(),
+            tally.failed() + tally.mixed,
+        )
     };
     let (alone, failed_alone) = rate(&web);
     let before = settled(&pid);
@@ -226,7 +236,9 @@ impl Slow {
         let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let counter = std::sync::Arc::clone(&begun);
         let thread = ns.spawn("slow", move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
             let runtime = runtime.expect("a runtime");
             runtime.block_on(async move {
                 let mut clients = tokio::task::JoinSet::new();
@@ -283,7 +295,9 @@ async fn creep(stream: &mut TcpStream, i: usize) -> std::io::Result<()> {
     let tick = Duration::from_millis(300);
     match i % 3 {
         0 => {
-            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-A: ").await?;
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-A: ")
+                .await?;
             loop {
                 tokio::time::sleep(tick).await;
                 stream.write_all(b"b").await?;
@@ -299,7 +313,9 @@ async fn creep(stream: &mut TcpStream, i: usize) -> std::io::Result<()> {
             }
         }
         _ => {
-            stream.write_all(b"GET /bytes/20000000 HTTP/1.1\r\nHost: a\r\n\r\n").await?;
+            stream
+                .write_all(b"GET /bytes/20000000 HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await?;
             let mut byte = [0; 16];
             loop {
                 tokio::time::sleep(tick).await;
@@ -323,17 +339,32 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
     let outcome = play(idle, slow, time)?;
     println!("{outcome}");
     let alone = Figure::new("requests/s alone", outcome.alone, outcome.alone, "req/s");
-    let beside = Figure::new("requests/s beside them", outcome.beside, outcome.beside, "req/s")
-        .against(&alone)
-        .target(Target::AtLeast(0.9));
+    let beside = Figure::new(
+        "requests/s beside them",
+        outcome.beside,
+        outcome.beside,
+        "req/s",
+    )
+    .against(&alone)
+    .target(Target::AtLeast(0.9));
     let bytes = outcome.per_idle as f64;
-    let memory = Figure::new("resident memory of an idle connection", bytes, bytes, "bytes")
-        .target(Target::Below(4096.0));
+    let memory = Figure::new(
+        "resident memory of an idle connection",
+        bytes,
+        bytes,
+        "bytes",
+    )
+    .target(Target::Below(4096.0));
     let failed = outcome.failed as f64;
-    let failed = Figure::new("requests failed", failed, failed, "requests").target(Target::Below(0.0));
+    let failed =
+        Figure::new("requests failed", failed, failed, "requests").target(Target::Below(0.0));
     let title = format!("{idle} idle connections and {slow} slow clients");
     report.section(&title, vec![alone, beside, memory, failed]);
     ensure!(outcome.failed == 0, "{} requests failed", outcome.failed);
-    ensure!(outcome.idle_left == idle, "{} idle connections were served again", outcome.idle_left);
+    ensure!(
+        outcome.idle_left == idle,
+        "{} idle connections were served again",
+        outcome.idle_left
+    );
     Ok(())
 }
