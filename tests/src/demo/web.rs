@@ -25,7 +25,7 @@ const NODES: usize = 2;
 const APPS: usize = 4;
 /// The application server that is killed.
 const VICTIM: usize = 1;
-const CHECK: &str = "interval = \"100ms\"\nfast_interval = \"100ms\"\ntimeout = \"90ms\"\nfall = 3\n\
+const CHECK: &str = "interval = \"100ms\"\nfast_interval = \"100ms\"\ntimeout = \"1s\"\nfall = 3\n\
                      rise = 2\n";
 
 /// Dropped in this order: agents before what they balance.

@@ -186,7 +186,7 @@ pub fn frontend_with_sites(sites: &str) -> String {
 
 /// Checks that are quick, and patient with a busy machine.
 pub const CHECK: &str = "[pool.check]\ntype = \"http\"\npath = \"/health\"\ninterval = \"100ms\"\n\
-     fast_interval = \"50ms\"\ntimeout = \"100ms\"\nfall = 3\nrise = 2\n";
+     fast_interval = \"50ms\"\ntimeout = \"2s\"\nfall = 3\nrise = 2\n";
 
 /// No checks: backends are up whatever becomes of them.
 pub const NO_CHECK: &str = "[pool.check]\ntype = \"none\"\n";
