@@ -13,6 +13,8 @@ use proptest::sample::select;
 
 #[path = "config_properties/files.rs"]
 mod files;
+#[path = "config_properties/guide.rs"]
+mod guide;
 #[path = "config_properties/http.rs"]
 mod http;
 #[path = "config_properties/print.rs"]
@@ -24,22 +26,85 @@ mod steered;
 
 const GUIDE: &str = include_str!("../../docs/configuration.md");
 const EXAMPLE: &str = include_str!("../../docs/example.toml");
+const HTTP_EXAMPLE: &str = include_str!("../../docs/example-http.toml");
 
-/// The example of the documentation, with every key.
+/// The examples of the documentation; the first has every table for packets,
+/// the last every table for HTTP.
+fn guide_examples() -> Vec<&'static str> {
+    let blocks = GUIDE.split("```toml\n").skip(1);
+    blocks
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect()
+}
+
 fn guide_example() -> &'static str {
-    let start = GUIDE.find("```toml\n").unwrap() + "```toml\n".len();
-    let length = GUIDE[start..].find("```").unwrap();
-    &GUIDE[start..start + length]
+    guide_examples()[0]
+}
+
+/// The last example of the documentation, with files that are there.
+fn http_example() -> String {
+    files::fill(guide_examples().last().unwrap())
 }
 
 #[test]
 fn the_documented_examples_are_good() {
-    for text in [guide_example(), EXAMPLE] {
+    for text in guide_examples().into_iter().chain([EXAMPLE, HTTP_EXAMPLE]) {
+        let text = files::fill(text);
         let (config, warnings) =
-            config::parse_with_warnings("example.toml", text).unwrap_or_else(|e| panic!("{e}"));
+            config::parse_with_warnings("example.toml", &text).unwrap_or_else(|e| panic!("{e}"));
         assert!(warnings.is_empty(), "{warnings}");
-        assert!(!config.frontends.is_empty());
+        assert!(!config.frontends.is_empty() || !config.http.frontends.is_empty());
     }
+}
+
+#[test]
+fn the_example_does_what_httpd_and_mod_jk_did() {
+    use balancer_agent::model::http::{Action, Sticky, StickyRoute};
+    let config = config::parse("example.toml", HTTP_EXAMPLE).unwrap();
+    let ports = [("user", 80, 8081), ("admin", 9090, 9090)];
+    for (frontend, (name, port, servers)) in config.http.frontends.iter().zip(ports) {
+        assert_eq!(frontend.address.to_string(), format!("0.0.0.0:{port}"));
+        let [site] = &frontend.sites[..] else {
+            panic!("{frontend:?}");
+        };
+        let [mount] = &site.mounts[..] else {
+            panic!("{site:?}");
+        };
+        assert_eq!(&*mount.pattern, "/*");
+        assert_eq!(mount.route.action, Action::Pool(name.into()));
+        let excluded: Vec<&str> = site.exclusions.iter().map(|e| &*e.pattern).collect();
+        let wanted = ["/images/*", "/js/*", "/css/*", "/externlib/*", "/sample/*"];
+        assert_eq!(excluded, wanted);
+        assert!(
+            site.exclusions
+                .iter()
+                .all(|e| e.pool.as_deref() == Some(name))
+        );
+        let Action::Files(files) = &site.fallback.as_ref().unwrap().action else {
+            panic!("{site:?}");
+        };
+        assert_eq!(
+            files.root.to_str(),
+            Some(format!("/var/www/mago3d-{name}").as_str())
+        );
+        let pool = config.pool(name).unwrap();
+        assert_eq!(
+            pool.http.sticky,
+            Some(Sticky::Route(StickyRoute::default()))
+        );
+        assert_eq!((pool.check.fall, pool.check.rise), (3, 2));
+        let backends: Vec<String> = pool
+            .backends
+            .iter()
+            .map(|b| format!("{} {} {}", b.http.route, b.address, b.weight))
+            .collect();
+        let wanted = [
+            format!("{name}1 172.18.0.12:{servers} 1"),
+            format!("{name}2 172.18.0.13:{servers} 1"),
+        ];
+        assert_eq!(backends, wanted);
+    }
+    assert_eq!(config.http.frontends.len(), 2);
 }
 
 #[test]
@@ -107,8 +172,11 @@ proptest! {
     }
 
     #[test]
-    fn changed_examples_end_well(changes in vec(change(), 1..5)) {
-        let mut text = guide_example().to_owned();
+    fn changed_examples_end_well(changes in vec(change(), 1..5), http: bool) {
+        let mut text = match http {
+            true => http_example(),
+            false => guide_example().to_owned(),
+        };
         for change in &changes {
             text = change.apply(&text);
         }
@@ -158,6 +226,25 @@ const PARTS: &[&str] = &[
     "[[pool.backend]]\n",
     "[[pool.check]]\n",
     "[admin]\n",
+    "[http]\n",
+    "[frontend.tls]\n",
+    "[[frontend.tls.certificate]]\n",
+    "[frontend.limits]\n",
+    "[[frontend.site]]\n",
+    "[[frontend.site.mount]]\n",
+    "[frontend.site.mount]\n",
+    "[frontend.site.fallback]\n",
+    "[pool.sticky]\n",
+    "[pool.maintenance]\n",
+    "mode = \"http\"\n",
+    "type = \"cookie\"\n",
+    "hosts",
+    "pattern",
+    "redirect",
+    "rewrite",
+    "request_headers",
+    "body_file",
+    "compress",
     "name",
     "address",
     "pool",

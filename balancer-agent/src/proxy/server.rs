@@ -119,7 +119,10 @@ impl Proxy {
                 counts,
             }));
         }
-        let speeches = config.pools.iter().map(|pool| Speech::prepare(pool).map(Arc::new));
+        let speeches = config
+            .pools
+            .iter()
+            .map(|pool| Speech::prepare(pool).map(Arc::new));
         Ok(Prepared {
             listeners,
             logs,
@@ -160,7 +163,9 @@ impl Proxy {
 
     /// Notes what checks have found.
     pub fn verdicts(&self, verdicts: &[Verdict]) {
-        let verdicts = verdicts.iter().map(|verdict| (&verdict.name, verdict.health));
+        let verdicts = verdicts
+            .iter()
+            .map(|verdict| (&verdict.name, verdict.health));
         self.0.publisher.verdicts(verdicts);
     }
 
@@ -186,7 +191,10 @@ impl Proxy {
     }
 
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.0.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run_threads(&self) -> std::io::Result<()> {

@@ -32,8 +32,7 @@ use delivery::Delivery;
 use journal::Journal;
 
 /// What `OPTIONS *` is told.
-const ALLOW: HeaderValue =
-    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
 /// What the requests of one thread share.
 pub struct Thread {
@@ -267,13 +266,9 @@ impl Handler for Service {
                 // Roots are opened while a configuration is prepared.
                 None => reply::status_page(StatusCode::INTERNAL_SERVER_ERROR),
             },
-            Action::Redirect { status, location } => reply::redirect(
-                *status,
-                location,
-                host.as_deref(),
-                &asked.path,
-                uri.query(),
-            ),
+            Action::Redirect { status, location } => {
+                reply::redirect(*status, location, host.as_deref(), &asked.path, uri.query())
+            }
             Action::Respond {
                 status,
                 content_type,

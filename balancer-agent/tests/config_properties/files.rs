@@ -12,15 +12,20 @@ pub const COOKIE_KEY: [u8; 40] = [0xa5; 40];
 /// Files with certificates and keys: `0.pem`, `0.key` and so on.
 pub const PAIRS: usize = 3;
 
-/// A directory with the files that configurations of these tests name. It goes
-/// away with the process's temporary directory at the latest.
+/// A directory with the files that configurations of these tests name.
 pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("config-properties");
-        fs::create_dir_all(folder.join("www")).unwrap();
+        for site in ["site", "mago3d-user", "mago3d-admin"] {
+            fs::create_dir_all(folder.join("www").join(site)).unwrap();
+        }
         let file = |name: &str, bytes: &[u8], mode: u32| {
             let path = folder.join(name);
+            // Another run may be reading it.
+            if fs::read(&path).is_ok_and(|present| present == bytes) {
+                return;
+            }
             fs::write(&path, bytes).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         };
@@ -38,4 +43,11 @@ pub fn folder() -> &'static Path {
 /// The path of one of them.
 pub fn path(name: &str) -> PathBuf {
     folder().join(name)
+}
+
+/// An example's text with paths in this directory.
+pub fn fill(text: &str) -> String {
+    let folder = folder().to_str().unwrap();
+    text.replace("/etc/balancer/", &format!("{folder}/"))
+        .replace("/var/www/", &format!("{folder}/www/"))
 }

@@ -22,6 +22,10 @@ mod lease;
 mod live;
 mod policy;
 mod queue;
+#[cfg(test)]
+pub(in crate::proxy) mod testing;
+#[cfg(test)]
+mod tests;
 mod view;
 mod wish;
 

@@ -105,6 +105,12 @@ impl Queue {
         self.len() == 0
     }
 
+    /// Places that were granted and not taken yet.
+    #[cfg(test)]
+    pub(super) fn granted(&self) -> usize {
+        self.lock().granted.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics half way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

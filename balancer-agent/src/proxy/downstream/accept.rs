@@ -59,9 +59,8 @@ where
     let mut leaving: Vec<Leaving> = Vec::new();
     loop {
         let set = watch.borrow_and_update().clone();
-        let stays = |bound: &Arc<Bound>| {
-            !set.draining && set.bound.iter().any(|b| Arc::ptr_eq(b, bound))
-        };
+        let stays =
+            |bound: &Arc<Bound>| !set.draining && set.bound.iter().any(|b| Arc::ptr_eq(b, bound));
         for gone in open.extract_if(.., |open| !stays(&open.door.bound)) {
             gone.stop.notify_one();
             let time = gone.door.bound.settings.load().drain;
@@ -198,7 +197,9 @@ async fn accept<H: Handler>(
     }
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, peer)) = listener.accept() {
-            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            let stream = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
                 begin(stream, peer, &door, &handler);
             }

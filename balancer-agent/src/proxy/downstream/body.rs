@@ -10,11 +10,11 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::Body;
 use super::guard::Refusal;
 use super::http2::{self, Streams};
 use super::state::{RATE_WINDOW, State, slow};
 use super::timer::{Timer, ticks};
-use super::Body;
 use crate::proxy::types::BodyError;
 
 /// The body of a response of HTTP/1. Dropping it ends the request in the connection's
@@ -196,8 +196,15 @@ impl Received {
         if self.waited < RATE_WINDOW {
             return false;
         }
-        let (bytes, waited) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.waited));
-        slow(bytes, waited, self.state.settings().frontend.timeouts.body_rate)
+        let (bytes, waited) = (
+            std::mem::take(&mut self.bytes),
+            std::mem::take(&mut self.waited),
+        );
+        slow(
+            bytes,
+            waited,
+            self.state.settings().frontend.timeouts.body_rate,
+        )
     }
 }
 

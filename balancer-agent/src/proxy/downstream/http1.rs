@@ -134,17 +134,24 @@ async fn with_upgrades<H: Handler>(io: GuardIo, state: Rc<State>, handler: Rc<H>
     state.upgradable.set(true);
     // The socket does not come back from this one: an idle connection is not parked, it only
     // keeps its time.
-    poll_fn(|cx| match drive(&mut hyper, &state, cx, UpgradeableConnection::graceful_shutdown) {
-        Poll::Ready(true) => {
-            let deadline = state.head_deadline();
-            state.timer.set(deadline);
-            match deadline <= state.timer.now() {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
+    poll_fn(|cx| {
+        match drive(
+            &mut hyper,
+            &state,
+            cx,
+            UpgradeableConnection::graceful_shutdown,
+        ) {
+            Poll::Ready(true) => {
+                let deadline = state.head_deadline();
+                state.timer.set(deadline);
+                match deadline <= state.timer.now() {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
             }
+            Poll::Ready(false) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
         }
-        Poll::Ready(false) => Poll::Ready(()),
-        Poll::Pending => Poll::Pending,
     })
     .await;
     After::Over
@@ -209,7 +216,9 @@ async fn answer<H: Handler>(
     // Made first: it counts the request's end, in whatever way that comes.
     let sent = Sent::new(Rc::clone(&state));
     let connection = Rc::clone(&state.connection);
-    let mut response = handler.handle(request.map(Body::Incoming), connection).await;
+    let mut response = handler
+        .handle(request.map(Body::Incoming), connection)
+        .await;
     state.inform.clear();
     if let Some(refusal) = state.body_refusal.get() {
         live.refuse(refusal.cause);
@@ -241,10 +250,7 @@ pub(super) fn refused(refusal: &Refusal) -> Response<Body> {
     let mut response = Response::new(Body::full(format!("{}\n", refusal.reason)));
     *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or_default();
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     if refusal.retry() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }

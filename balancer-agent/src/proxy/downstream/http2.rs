@@ -96,7 +96,8 @@ pub(super) async fn serve<H: Handler>(
     });
     let mut hyper = {
         let settings = state.settings();
-        builder(&settings.frontend.limits, &settings.frontend.timeouts).serve_connection(io, service)
+        builder(&settings.frontend.limits, &settings.frontend.timeouts)
+            .serve_connection(io, service)
     };
     let live = state.door.live();
     live.http2.fetch_add(1, Relaxed);

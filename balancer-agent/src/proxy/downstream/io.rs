@@ -274,7 +274,11 @@ impl GuardIo {
                 false
             }
             Allowed::Untracked => {
-                self.state.door.live().sources_untracked.fetch_add(1, Relaxed);
+                self.state
+                    .door
+                    .live()
+                    .sources_untracked
+                    .fetch_add(1, Relaxed);
                 true
             }
         }
@@ -402,9 +406,10 @@ impl GuardIo {
         cx: &mut Context<'_>,
         cursor: &mut ReadBufCursor<'_>,
     ) -> Poll<io::Result<Fresh>> {
-        let most = self.guard.sure().map_or(usize::MAX, |n| {
-            usize::try_from(n).unwrap_or(usize::MAX)
-        });
+        let most = self
+            .guard
+            .sure()
+            .map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let n = ready!(self.poll_direct(cx, cursor, most))?;
         if n == 0 {
             return Poll::Ready(Ok(Fresh::End));
@@ -547,13 +552,14 @@ impl GuardIo {
     fn poll_inform(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let inform = self.state.inform.clone();
         while inform.waits() && (self.state.clean.get() || inform.begun()) {
-            let wrote = inform.drain(|bytes| {
-                match Pin::new(&mut self.stream).poll_write(cx, bytes) {
-                    Poll::Ready(Ok(n)) => Ok(n),
-                    Poll::Ready(Err(e)) => Err(Some(e)),
-                    Poll::Pending => Err(None),
-                }
-            });
+            let wrote =
+                inform.drain(
+                    |bytes| match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+                        Poll::Ready(Ok(n)) => Ok(n),
+                        Poll::Ready(Err(e)) => Err(Some(e)),
+                        Poll::Pending => Err(None),
+                    },
+                );
             match wrote {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(n) => self.wrote(n),

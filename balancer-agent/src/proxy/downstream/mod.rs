@@ -37,6 +37,9 @@ mod stream;
 mod timer;
 mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::rc::Rc;
 

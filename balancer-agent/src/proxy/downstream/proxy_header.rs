@@ -239,11 +239,14 @@ mod tests {
             ),
             (four(&[]), expected()),
             (four(&[0x04, 0, 3, 1, 2, 3]), expected()),
-            (four(&{
-                let mut tlv = vec![0x04, 0x02, 0xbc];
-                tlv.extend([7; 700]);
-                tlv
-            }), expected()),
+            (
+                four(&{
+                    let mut tlv = vec![0x04, 0x02, 0xbc];
+                    tlv.extend([7; 700]);
+                    tlv
+                }),
+                expected(),
+            ),
             (
                 six,
                 Proxied::For {

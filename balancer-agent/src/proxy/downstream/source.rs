@@ -203,7 +203,11 @@ mod tests {
         assert!((0..10).all(|_| at(1) == Allowed::Yes));
         assert_eq!(at(1), Allowed::No);
         assert_eq!(at(100), Allowed::No);
-        assert_eq!(at(101), Allowed::Yes, "one tenth of a second is one request");
+        assert_eq!(
+            at(101),
+            Allowed::Yes,
+            "one tenth of a second is one request"
+        );
         assert_eq!(at(102), Allowed::No);
         assert!((0..10).all(|_| at(10_000) == Allowed::Yes));
         assert_eq!(at(10_000), Allowed::No);

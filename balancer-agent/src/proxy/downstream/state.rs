@@ -158,8 +158,7 @@ impl State {
             let now = self.timer.now();
             self.body_wait.set(Some(now));
             let idle = self.settings().frontend.timeouts.body_idle;
-            self.timer
-                .set_at_latest(now + ticks(idle).min(RATE_WINDOW));
+            self.timer.set_at_latest(now + ticks(idle).min(RATE_WINDOW));
         }
     }
 

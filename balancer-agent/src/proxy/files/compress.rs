@@ -152,7 +152,8 @@ impl Permit {
         let taken = ENCODERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
             (n < MAX_ENCODERS).then_some(n + 1)
         });
-        taken.is_ok().then_some(Self)
+        // Made only when it was taken: what drops gives one back.
+        taken.is_ok().then(|| Self)
     }
 }
 

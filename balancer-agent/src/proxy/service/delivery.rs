@@ -46,7 +46,8 @@ impl HttpBody for Delivery {
             }
             Poll::Ready(Some(Err(error))) => {
                 let fault = error.downcast_ref::<BodyFault>();
-                this.journal.end(fault.map_or(Cause::Internal, BodyFault::cause));
+                this.journal
+                    .end(fault.map_or(Cause::Internal, BodyFault::cause));
             }
             Poll::Ready(None) => this.journal.end(Cause::Done),
             Poll::Pending => {}

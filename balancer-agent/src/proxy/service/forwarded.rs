@@ -230,12 +230,20 @@ mod tests {
         let peer: IpAddr = "10.0.0.1".parse().unwrap();
         for (name, value, want) in [
             ("x-forwarded-for", "192.0.2.1", "192.0.2.1"),
-            ("x-forwarded-for", "192.0.2.9, 192.0.2.1, 10.1.1.1", "192.0.2.1"),
+            (
+                "x-forwarded-for",
+                "192.0.2.9, 192.0.2.1, 10.1.1.1",
+                "192.0.2.1",
+            ),
             ("x-forwarded-for", "192.0.2.1, junk, 10.1.1.1", "10.1.1.1"),
             ("x-forwarded-for", "10.2.2.2, 10.1.1.1", "10.2.2.2"),
             ("x-forwarded-for", "[2001:db9::1]:4711", "2001:db9::1"),
             ("x-forwarded-for", "192.0.2.1:99", "192.0.2.1"),
-            ("forwarded", "for=192.0.2.1;proto=http, For=\"10.1.1.1:8\"", "192.0.2.1"),
+            (
+                "forwarded",
+                "for=192.0.2.1;proto=http, For=\"10.1.1.1:8\"",
+                "192.0.2.1",
+            ),
             ("forwarded", "for=\"[2001:db9::1]:80\"", "2001:db9::1"),
             ("forwarded", "for=_hidden", "10.0.0.1"),
             ("x-other", "192.0.2.1", "10.0.0.1"),

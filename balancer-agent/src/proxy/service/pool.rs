@@ -126,8 +126,7 @@ pub(super) async fn serve(
         let chosen = lease.index();
         let backend = lease.backend();
         journal.attempt(&backend.name, tried.len() as u32, lease.queued());
-        let parameter =
-            sticky::rewrite_request(view, &affinity, chosen, &mut asked.parts.headers);
+        let parameter = sticky::rewrite_request(view, &affinity, chosen, &mut asked.parts.headers);
         let replace = parameter_name(view).zip(parameter.as_deref());
         let Ok(target) = asked.path.target(asked.uri, replace, changes) else {
             let response = reply::status_page(StatusCode::URI_TOO_LONG);
@@ -185,7 +184,13 @@ pub(super) async fn serve(
                 let Some(on_upgrade) = on_upgrade else {
                     // Not asked for, so not answered so.
                     let response = reply::status_page(StatusCode::BAD_GATEWAY);
-                    return refuse(response, frontend, connection, journal, Cause::BackendAborted);
+                    return refuse(
+                        response,
+                        frontend,
+                        connection,
+                        journal,
+                        Cause::BackendAborted,
+                    );
                 };
                 let idle = http.timeouts.tunnel;
                 let response = switched(*head);
@@ -221,9 +226,7 @@ pub(super) async fn serve(
                     tried.push(chosen);
                     continue;
                 }
-                return answered(
-                    *head, answer, lease, &affinity, route, asked, journal,
-                );
+                return answered(*head, answer, lease, &affinity, route, asked, journal);
             }
             Err(failure) => {
                 lease.report(outcome_of(&failure.error));
@@ -390,14 +393,4 @@ fn switched(head: Incoming) -> Response<Body> {
         headers.insert(header::UPGRADE, upgrade);
     }
     response
-}
-
-impl sticky::SessionPath for crate::proxy::route::path::NormalPath<'_> {
-    fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameter(name)
-    }
-
-    fn decoded(&self) -> &[u8] {
-        self.decoded()
-    }
 }

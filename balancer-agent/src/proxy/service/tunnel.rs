@@ -85,7 +85,9 @@ impl Half {
             while self.from < self.to {
                 let piece = &self.buffer[self.from..self.to];
                 let n = match ready!(Pin::new(&mut *writer).poll_write(cx, piece)) {
-                    Ok(0) => return Poll::Ready(Err((Side::Writer, io::ErrorKind::WriteZero.into()))),
+                    Ok(0) => {
+                        return Poll::Ready(Err((Side::Writer, io::ErrorKind::WriteZero.into())));
+                    }
                     Ok(n) => n,
                     Err(error) => return Poll::Ready(Err((Side::Writer, error))),
                 };
@@ -188,7 +190,8 @@ mod tests {
         local(async {
             let (mut client, ours) = duplex(64);
             let (theirs, mut backend) = duplex(64);
-            let tunnel = tokio::task::spawn_local(run(ours, theirs, b"hello", Duration::from_secs(9)));
+            let tunnel =
+                tokio::task::spawn_local(run(ours, theirs, b"hello", Duration::from_secs(9)));
             client.write_all(&[7; 1000]).await.unwrap_or_default();
             let mut seen = [0; 5];
             client.read_exact(&mut seen).await.unwrap();

@@ -81,6 +81,15 @@ impl Affinity {
         }
     }
 
+    /// One with this wish, that was read from nothing.
+    #[cfg(test)]
+    pub(in crate::proxy) fn of(wish: Wish) -> Self {
+        Self {
+            wish,
+            kind: Kind::None,
+        }
+    }
+
     /// Whether the session names exactly this backend.
     fn names(&self, backend: usize) -> bool {
         match &self.wish {

@@ -164,10 +164,7 @@ mod tests {
             v1(parties("192.0.2.1:5", "[2001:db8::1]:80")),
             "PROXY TCP6 ::ffff:192.0.2.1 2001:db8::1 5 80\r\n"
         );
-        let v2 = proxy_header(
-            ProxyVersion::V2,
-            parties("192.0.2.1:5", "198.51.100.2:80"),
-        );
+        let v2 = proxy_header(ProxyVersion::V2, parties("192.0.2.1:5", "198.51.100.2:80"));
         let read = ppp::v2::Header::try_from(&v2[..]).unwrap();
         assert_eq!(
             read.addresses,

@@ -323,9 +323,7 @@ pub async fn exchange(
             (Waits::Backend, none) => *none = Some(Timer::after(deadlines.response)),
         }
         match &mut timer {
-            Some(timer) => timer
-                .poll_expired(cx)
-                .map(|()| Err(SendError::Timeout)),
+            Some(timer) => timer.poll_expired(cx).map(|()| Err(SendError::Timeout)),
             None => Poll::Pending,
         }
     })
@@ -453,9 +451,7 @@ impl H1Body {
             return Poll::Ready(None);
         };
         // A body that waited for its 100 is not wanted: this is a final response.
-        if self.sending.held.is_none()
-            && (!self.sending.done || !wire.out.is_empty())
-        {
+        if self.sending.held.is_none() && (!self.sending.done || !wire.out.is_empty()) {
             if let Err(error) = self.sending.poll(wire, cx) {
                 return Poll::Ready(Some(Err(BodyFault::Client(error))));
             }

@@ -18,11 +18,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::body::{Extent, RequestBody};
 use super::head::{self, Framing, Incoming, Outgoing};
+use super::pool::Sent;
 use super::stream::Stream;
 use super::ticker::Timer;
 use super::{BodyFault, Deadlines, Failure, ResponseBody, SendError};
 use crate::proxy::types::BodyError;
-use super::pool::Sent;
 
 /// Bytes of a response's body that a backend may send ahead of the client.
 const STREAM_WINDOW: u32 = 256 << 10;

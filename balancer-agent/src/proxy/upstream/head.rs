@@ -180,9 +180,7 @@ impl Outgoing<'_> {
             }
             Extent::Unknown => put(out, &[b"transfer-encoding: chunked\r\n"]),
             // RFC 9110, 8.6: where a body would have a meaning, its absence is told.
-            Extent::None
-                if matches!(*self.method, Method::POST | Method::PUT | Method::PATCH) =>
-            {
+            Extent::None if matches!(*self.method, Method::POST | Method::PUT | Method::PATCH) => {
                 put(out, &[b"content-length: 0\r\n"]);
             }
             Extent::None => {}
@@ -300,8 +298,7 @@ pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Incoming>, 
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
         let mut response = httparse::Response::new(&mut []);
         let config = httparse::ParserConfig::default();
-        let parsed =
-            config.parse_response_with_uninit_headers(&mut response, buffer, &mut fields);
+        let parsed = config.parse_response_with_uninit_headers(&mut response, buffer, &mut fields);
         let length = match parsed {
             Ok(httparse::Status::Complete(length)) if length <= HEAD_BYTES => length,
             Ok(httparse::Status::Partial) if buffer.len() < HEAD_BYTES => return Ok(None),
@@ -324,7 +321,8 @@ pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Incoming>, 
             response.version.unwrap_or_default(),
         )
     };
-    let status = StatusCode::from_u16(code).map_err(|_| Malformed::Syntax(httparse::Error::Status))?;
+    let status =
+        StatusCode::from_u16(code).map_err(|_| Malformed::Syntax(httparse::Error::Status))?;
     let head: Bytes = buffer.split_to(length).freeze();
 
     let mut headers = HeaderMap::with_capacity(ranges.len());
@@ -418,26 +416,50 @@ mod tests {
 
     #[test]
     fn framings() {
-        let framing = |text| parse(text).map(|head| head.unwrap().framing);
+        let framing = |text: &str| parse(text).map(|head| head.unwrap().framing);
         for (text, want) in [
-            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", Framing::Length(5)),
-            ("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n", Framing::Chunked),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n",
+                Framing::Length(5),
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n",
+                Framing::Chunked,
+            ),
             ("HTTP/1.1 200 OK\r\n\r\n", Framing::Close),
             ("HTTP/1.0 200 OK\r\n\r\n", Framing::Close),
-            ("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n", Framing::None),
-            ("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", Framing::None),
+            (
+                "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n",
+                Framing::None,
+            ),
+            (
+                "HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n",
+                Framing::None,
+            ),
         ] {
             assert_eq!(framing(text), Ok(want), "{text}");
         }
         for (fields, want) in [
-            ("content-length: 5\r\ntransfer-encoding: chunked\r\n", Malformed::TwoFramings),
-            ("content-length: 5\r\ncontent-length: 5\r\n", Malformed::Lengths),
+            (
+                "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+                Malformed::TwoFramings,
+            ),
+            (
+                "content-length: 5\r\ncontent-length: 5\r\n",
+                Malformed::Lengths,
+            ),
             ("content-length: 5, 5\r\n", Malformed::Length),
             ("content-length: +5\r\n", Malformed::Length),
             ("content-length: \r\n", Malformed::Length),
-            ("content-length: 99999999999999999999\r\n", Malformed::Length),
+            (
+                "content-length: 99999999999999999999\r\n",
+                Malformed::Length,
+            ),
             ("transfer-encoding: gzip, chunked\r\n", Malformed::Coding),
-            ("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", Malformed::Coding),
+            (
+                "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+                Malformed::Coding,
+            ),
             ("transfer-encoding: identity\r\n", Malformed::Coding),
         ] {
             let text = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
@@ -451,11 +473,23 @@ mod tests {
 
     #[test]
     fn folded_and_spaced_names_are_refused() {
-        for fields in ["a: b\r\n c\r\n", "a : b\r\n", " a: b\r\n", "a\0: b\r\n", "a: b\0\r\n"] {
+        for fields in [
+            "a: b\r\n c\r\n",
+            "a : b\r\n",
+            " a: b\r\n",
+            "a\0: b\r\n",
+            "a: b\0\r\n",
+        ] {
             let text = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
-            assert!(matches!(parse(&text), Err(Malformed::Syntax(_))), "{fields:?}");
+            assert!(
+                matches!(parse(&text), Err(Malformed::Syntax(_))),
+                "{fields:?}"
+            );
         }
-        assert!(matches!(parse("HTP/1.1 200 OK\r\n\r\n"), Err(Malformed::Syntax(_))));
+        assert!(matches!(
+            parse("HTP/1.1 200 OK\r\n\r\n"),
+            Err(Malformed::Syntax(_))
+        ));
         assert!(parse("HTTP/1.1 200 OK\r\na: b\r\n").unwrap().is_none());
     }
 

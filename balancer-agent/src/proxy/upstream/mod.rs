@@ -97,11 +97,9 @@ impl SendError {
             Self::ConnectTimeout => Cause::ConnectTimeout,
             Self::Local(_) => Cause::Overload,
             Self::Timeout => Cause::BackendTimeout,
-            Self::Stale
-            | Self::Closed(_)
-            | Self::Cut(_)
-            | Self::Malformed(_)
-            | Self::Http2(_) => Cause::BackendAborted,
+            Self::Stale | Self::Closed(_) | Self::Cut(_) | Self::Malformed(_) | Self::Http2(_) => {
+                Cause::BackendAborted
+            }
             Self::Client(_) => Cause::ClientAborted,
         }
     }

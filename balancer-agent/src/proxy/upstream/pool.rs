@@ -164,8 +164,7 @@ impl Connections {
                 }
             };
             let home = request.keep.then(|| Rc::clone(self));
-            let answer =
-                h1::exchange(wire, home, request, body, deadlines(), terms.inform).await;
+            let answer = h1::exchange(wire, home, request, body, deadlines(), terms.inform).await;
             match answer {
                 Ok(Answer::Response(head, body)) => {
                     return Ok(Sent::Response(head, ResponseBody::Http1(body)));

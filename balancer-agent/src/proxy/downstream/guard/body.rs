@@ -231,7 +231,10 @@ impl Chunked {
                 self.fields += 1;
                 // hyper does not take more than it takes in a head without being told.
                 if self.fields > bounds.headers.min(100) {
-                    return Err(Refusal::large(431, "the trailer section has too many fields"));
+                    return Err(Refusal::large(
+                        431,
+                        "the trailer section has too many fields",
+                    ));
                 }
                 self.name_length = 0;
                 self.name_byte(b)?

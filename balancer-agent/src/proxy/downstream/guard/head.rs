@@ -101,8 +101,7 @@ impl Scan {
         if first == last {
             return Err(NOT);
         }
-        let (method, target, version) =
-            (&line[..first], &line[first + 1..last], &line[last + 1..]);
+        let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
         if !chars::token(method) {
             return Err(Refusal::malformed("the method is not a token"));
         }
@@ -168,8 +167,7 @@ impl Scan {
         if matches!(line[0], b' ' | b'\t') {
             return Err(Refusal::malformed("a field's line is folded"));
         }
-        let colon = memchr::memchr(b':', line)
-            .ok_or(Refusal::malformed("a field has no colon"))?;
+        let colon = memchr::memchr(b':', line).ok_or(Refusal::malformed("a field has no colon"))?;
         let (name, raw) = (&line[..colon], &line[colon + 1..]);
         if !chars::token(name) {
             return Err(Refusal::malformed("a field's name is not a token"));

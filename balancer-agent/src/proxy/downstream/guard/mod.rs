@@ -134,8 +134,7 @@ impl Refusal {
         reason: "too many requests from this address",
     };
     /// Another protocol than the frontend speaks.
-    pub const VERSION: Self =
-        Self::unsupported(505, "this version of HTTP is not spoken here");
+    pub const VERSION: Self = Self::unsupported(505, "this version of HTTP is not spoken here");
 
     /// The whole response, after which the connection is closed.
     pub fn response(&self) -> Vec<u8> {
@@ -165,8 +164,7 @@ pub(super) const CONNECT: Refusal = Refusal::unsupported(501, "CONNECT is not of
 /// Too many fields.
 pub(super) const FIELDS: Refusal = Refusal::large(431, "the request has too many fields");
 /// The target is over the limit.
-pub(super) const TARGET_LONG: Refusal =
-    Refusal::large(414, "the request's target is too long");
+pub(super) const TARGET_LONG: Refusal = Refusal::large(414, "the request's target is too long");
 /// More than one `Host`.
 pub(super) const HOSTS: Refusal = Refusal::malformed("there is more than one Host");
 

@@ -74,35 +74,65 @@ fn good() -> Vec<(Vec<u8>, usize)> {
         (text("GET / HTTP/1.0\r\nHost:\r\n\r\n"), 1),
         (text("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), 1),
         (text("get /a?b=c HTTP/1.1\r\nhOsT:a\r\n\r\n"), 1),
-        (text("M-SEARCH!#$%&'*+.^_`|~ / HTTP/1.1\r\nHost: a\r\n\r\n"), 1),
+        (
+            text("M-SEARCH!#$%&'*+.^_`|~ / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            1,
+        ),
         (text("OPTIONS * HTTP/1.1\r\nHost: a:80\r\n\r\n"), 1),
         (text("GET http://a/ HTTP/1.1\r\nHost: A\r\n\r\n"), 1),
         (text("GET http://a HTTP/1.1\r\nHost: a:80\r\n\r\n"), 1),
         (text("GET HTTPS://a:443/x HTTP/1.1\r\nHost: a\r\n\r\n"), 1),
-        (text("GET http://a:8080?q HTTP/1.1\r\nHost: a:8080\r\n\r\n"), 1),
+        (
+            text("GET http://a:8080?q HTTP/1.1\r\nHost: a:8080\r\n\r\n"),
+            1,
+        ),
         (text("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"), 1),
         (text("GET / HTTP/1.1\r\nHost: \t a.example \t\r\n\r\n"), 1),
-        (text("GET /%00%zz{}|[]\"^?a\\`b HTTP/1.1\r\nHost: a\r\n\r\n"), 1),
+        (
+            text("GET /%00%zz{}|[]\"^?a\\`b HTTP/1.1\r\nHost: a\r\n\r\n"),
+            1,
+        ),
         (with("X: \t\x7e \u{e9}\r\nY:\r\n"), 1),
         (with("Content-Length: 0\r\n"), 1),
         (with("Content-Length: 0005\r\n"), 0),
         ([with("Content-Length: 5\r\n"), text("hello")].concat(), 1),
         (
-            [with("Content-Length: 5\r\n"), text("helloGET / HTTP/1.1\r\nHost: a\r\n\r\n")].concat(),
+            [
+                with("Content-Length: 5\r\n"),
+                text("helloGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            ]
+            .concat(),
             2,
         ),
-        (text("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), 3),
+        (
+            text(
+                "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            ),
+            3,
+        ),
         (with("Expect: 100-CONTINUE\r\nContent-Length: 0\r\n"), 1),
         (chunked("0\r\n\r\n"), 1),
         (chunked("5\r\nhello\r\n0\r\n\r\n"), 1),
         (chunked("000005\r\nhello\r\n000\r\n\r\n"), 1),
-        (chunked("A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n"), 1),
+        (
+            chunked("A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n"),
+            1,
+        ),
         (chunked("5;a=b;c=\"d;e\"\r\nhello\r\n0;x\r\n\r\n"), 1),
         (chunked("5 \t;a\r\nhello\r\n0\r\n\r\n"), 1),
         (chunked("1\r\n\r\r\n1\r\n\n\r\n0\r\n\r\n"), 1),
-        (chunked("0\r\nChecksum: 1\r\nX-Long-Name-That-Does-Not-Fit: \t\r\n\r\n"), 1),
-        ([chunked("0\r\n\r\n"), chunked("1\r\nx\r\n0\r\n\r\n")].concat(), 2),
-        ([with("Transfer-Encoding: CHUNKED \r\n"), text("0\r\n\r\n")].concat(), 1),
+        (
+            chunked("0\r\nChecksum: 1\r\nX-Long-Name-That-Does-Not-Fit: \t\r\n\r\n"),
+            1,
+        ),
+        (
+            [chunked("0\r\n\r\n"), chunked("1\r\nx\r\n0\r\n\r\n")].concat(),
+            2,
+        ),
+        (
+            [with("Transfer-Encoding: CHUNKED \r\n"), text("0\r\n\r\n")].concat(),
+            1,
+        ),
         (with("Connection: Upgrade\r\nUpgrade: websocket\r\n"), 1),
     ]
 }
@@ -139,7 +169,10 @@ fn bad() -> Vec<(Vec<u8>, u16)> {
         (text("GET / HTTP/0.9\r\nHost: a\r\n\r\n"), 505),
         (text("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 505),
         (text("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n"), 501),
-        (format!("{} / HTTP/1.1\r\nHost: a\r\n\r\n", "A".repeat(65)).into(), 501),
+        (
+            format!("{} / HTTP/1.1\r\nHost: a\r\n\r\n", "A".repeat(65)).into(),
+            501,
+        ),
         // Targets.
         (text("GET a HTTP/1.1\r\nHost: a\r\n\r\n"), 400),
         (text("GET a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n"), 400),
@@ -158,7 +191,10 @@ fn bad() -> Vec<(Vec<u8>, u16)> {
         (text("GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n"), 400),
         (text("GET https://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n"), 400),
         (text("GET http://a#f HTTP/1.1\r\nHost: a\r\n\r\n"), 400),
-        (format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(100)).into(), 414),
+        (
+            format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(100)).into(),
+            414,
+        ),
         (format!("GET /{}", "a".repeat(300)).into(), 414),
         (vec![b'a'; 300], 400),
         // Host.
@@ -196,7 +232,10 @@ fn bad() -> Vec<(Vec<u8>, u16)> {
         (with("Expect: miracles\r\n"), 417),
         (fields(10), 431),
         (with(&format!("A: {}\r\n", "b".repeat(1024))), 431),
-        (format!("GET / HTTP/1.1\r\nA: {}", "b".repeat(1024)).into(), 431),
+        (
+            format!("GET / HTTP/1.1\r\nA: {}", "b".repeat(1024)).into(),
+            431,
+        ),
         // Content-Length.
         (with("Content-Length: 5\r\nContent-Length: 5\r\n"), 400),
         (with("Content-Length: 5\r\nContent-Length: 6\r\n"), 400),
@@ -212,9 +251,18 @@ fn bad() -> Vec<(Vec<u8>, u16)> {
         (with("Content-Length: 18446744073709551615\r\n"), 400),
         (with("Content-Length: 1001\r\n"), 413),
         // Transfer-Encoding.
-        (with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), 400),
-        (with("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"), 400),
-        (with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 400),
+        (
+            with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+            400,
+        ),
+        (
+            with("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"),
+            400,
+        ),
+        (
+            with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
+            400,
+        ),
         (with("Transfer-Encoding: chunked, chunked\r\n"), 400),
         (with("Transfer-Encoding: chunked, gzip\r\n"), 400),
         (with("Transfer-Encoding: chunked;q=1\r\n"), 400),
@@ -230,7 +278,10 @@ fn bad() -> Vec<(Vec<u8>, u16)> {
         (with("Transfer-Encoding: gzip\r\n"), 501),
         (with("Transfer-Encoding: identity\r\n"), 501),
         (with("Transfer-Encoding: xchunked\r\n"), 501),
-        (text("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"), 400),
+        (
+            text("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            400,
+        ),
         // Chunks.
         (chunked("\r\n"), 400),
         (chunked("g\r\n"), 400),
@@ -255,9 +306,18 @@ fn bad() -> Vec<(Vec<u8>, u16)> {
         (chunked("0000000000000000005\r\n"), 400),
         (chunked("fffffffffffffff\r\n"), 413),
         (chunked("3e9\r\n"), 413),
-        (chunked(&format!("{}3e8\r\n", format!("1f4\r\n{}\r\n", "x".repeat(500)).repeat(2))), 413),
+        (
+            chunked(&format!(
+                "{}3e8\r\n",
+                format!("1f4\r\n{}\r\n", "x".repeat(500)).repeat(2)
+            )),
+            413,
+        ),
         (chunked(&format!("5;{}\r\n", "x".repeat(300))), 400),
-        (chunked(&format!("1;{}\r\nx\r\n", "x".repeat(200)).repeat(30)), 400),
+        (
+            chunked(&format!("1;{}\r\nx\r\n", "x".repeat(200)).repeat(30)),
+            400,
+        ),
         // Trailers.
         (chunked("0\r\nContent-Length: 5\r\n\r\n"), 400),
         (chunked("0\r\nTRANSFER-encoding: chunked\r\n\r\n"), 400),
@@ -271,7 +331,10 @@ fn bad() -> Vec<(Vec<u8>, u16)> {
         (chunked("0\r\nA: b\n\r\n"), 400),
         (chunked("0\r\nA: b\rc\r\n\r\n"), 400),
         (chunked(&format!("0\r\n{}\r\n", "A: b\r\n".repeat(11))), 431),
-        (chunked(&format!("0\r\nA: {}\r\n\r\n", "b".repeat(1024))), 431),
+        (
+            chunked(&format!("0\r\nA: {}\r\n\r\n", "b".repeat(1024))),
+            431,
+        ),
     ]
 }
 

@@ -1,0 +1,9 @@
+//! Tests over real sockets: a frontend on a thread of its own, clients that send bytes.
+
+mod framing;
+mod limits;
+mod memory;
+mod reload;
+mod secure;
+mod server;
+mod streams;
