@@ -24,6 +24,7 @@ fn a_hundred_reloads_with_certificates_fail_no_request() {
     let (ns, dir) = (Netns::new(), scene_dir());
     let authority = Authority::new(dir.path(), "ca");
     let pair = authority.sign("site", &["site.example"], 1);
+    let place = dir.path().to_owned();
     let config = |round: u64| {
         let secure = format!(
             "[[frontend]]\nname = \"secure\"\nmode = \"http\"\naddress = \"{HTTPS}\"\npool = \"app\"\n\
@@ -32,7 +33,7 @@ fn a_hundred_reloads_with_certificates_fail_no_request() {
         );
         let log = format!(
             "[frontend.log]\nfile = {:?}\n",
-            dir.path().join("access.log")
+            place.join("access.log")
         );
         // Something changes each time: weights, a backend, a header.
         let weight = |i: usize| format!("weight = {}\n", 1 + (round + i as u64) % 3);
