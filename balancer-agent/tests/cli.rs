@@ -52,6 +52,18 @@ address = "198.51.100.1:80"
 "#;
 
 #[test]
+fn the_examples_are_valid() {
+    for example in ["example.toml", "example-http.toml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../docs")
+            .join(example);
+        let said = balancer(&["check", text(&path)]);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        assert_eq!(said.out, "configuration is valid\n");
+    }
+}
+
+#[test]
 fn a_good_file_is_valid() {
     let (_dir, path) = file(GOOD);
     let said = balancer(&["check", text(&path)]);

@@ -231,7 +231,9 @@ fn not_ipv4(host: &str) -> Mistake {
 fn suitable(ip: IpAddr, role: Role) -> Result<(), Mistake> {
     let expected = match role {
         Role::Frontend => "the address that clients connect to",
-        Role::Listener => "an address of this host, or 0.0.0.0 or [::] for all of them",
+        Role::Listener => {
+            "an address of this host, 0.0.0.0 for all of IPv4, or [::] for all of both"
+        }
         Role::Backend | Role::Upstream => {
             "the server's own address, as it is reached over the network"
         }

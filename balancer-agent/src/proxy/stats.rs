@@ -4,7 +4,7 @@
 //! Counting is cheap (relaxed atomics, padded per thread where requests add to them) and
 //! never waits; a status that is put together while requests run need not add up exactly.
 
-mod build;
+pub mod build;
 mod counts;
 
 use std::collections::BTreeMap;
@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Activation, BackendName, Health};
 
-pub use build::{frontend_status, pool_status, threads_status};
 pub use counts::{FrontendCounts, Sums, THREADS_MAX, enter, slot};
 
 /// What operators want of the web tier.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::downstream::Listeners;
 use super::log::LogFiles;
-use super::stats::{self, HttpStatus};
+use super::stats::{HttpStatus, build};
 use super::world::World;
 use crate::model::http::Action;
 
@@ -16,7 +16,7 @@ pub fn status(world: &World, listeners: &Listeners, logs: &LogFiles) -> HttpStat
         let live = live.iter().find(|(name, _)| *name == model.name);
         // Between two configurations a frontend may not be listened on for a moment.
         let live = live.map(|(_, live)| Arc::clone(live)).unwrap_or_default();
-        stats::frontend_status(model, &live, &frontend.counts)
+        build::frontend_status(model, &live, &frontend.counts)
     });
     let named: Vec<&Arc<str>> = world
         .frontends
@@ -33,9 +33,9 @@ pub fn status(world: &World, listeners: &Listeners, logs: &LogFiles) -> HttpStat
     HttpStatus {
         connections: listeners.connections() as u64,
         connections_limit: world.config.http.max_connections as u64,
-        threads: stats::threads_status(world.frontends.iter().map(|f| &*f.counts)),
+        threads: build::threads_status(world.frontends.iter().map(|f| &*f.counts)),
         frontends: frontends.collect(),
-        pools: pools.map(|view| stats::pool_status(view)).collect(),
+        pools: pools.map(|view| build::pool_status(view)).collect(),
         logs: logs.status(),
     }
 }

@@ -103,7 +103,7 @@ const FRONTENDS: &[Row] = &[
     ("threads = 2", "learned_max = ^10", "`learned_max` 10 is out of range", "from 1000 to 100000000"),
     ("threads = 2", "max_connections = ^\"many\"", "`max_connections` is the string \"many\"", "an integer from 1 to 10000000"),
     ("threads = 2", "drain_timeout = ^\"2d\"", "`drain_timeout` \"2d\" is too long", "from 100ms to 1d"),
-    ("\"0.0.0.0:443\"", "^\"224.0.0.1:443\"", "`address` \"224.0.0.1:443\" is a multicast address", "0.0.0.0 or [::] for all of them"),
+    ("\"0.0.0.0:443\"", "^\"224.0.0.1:443\"", "`address` \"224.0.0.1:443\" is a multicast address", "[::] for all of both"),
     ("\"0.0.0.0:443\"", "^\"example.org:443\"", "`address` \"example.org:443\" is a name", "names are not resolved"),
     ("\"0.0.0.0:443\"", "^\"[fe80::1]:443\"", "`address` \"[fe80::1]:443\" is a link-local IPv6 address", "an address of this host"),
     ("\"0.0.0.0:443\"", "^\"0.0.0.0:0\"", "`address` \"0.0.0.0:0\" has port 0", "from 1 to 65535"),
@@ -138,6 +138,7 @@ const FRONTENDS: &[Row] = &[
     ("name = \"plain\"", "name = ^\"web\"", "frontend \"web\" is there twice", "a name of its own"),
     ("\"127.0.0.1:80\"", "^\"127.0.0.1:443\"", "127.0.0.1:443 overlaps 0.0.0.0:443, which is answered by frontend \"web\"", "that no other frontend has"),
     ("[[pool]]\nname", "[[frontend]]\nname = \"third\"\nmode = \"http\"\naddress = ^\"127.0.0.1:80\"\npool = \"app\"\n\n[[pool]]\nname", "127.0.0.1:80 is already answered by frontend \"plain\"", "that no other frontend has"),
+    ("\"127.0.0.1:80\"", "^\"[::]:443\"", "[::]:443 overlaps 0.0.0.0:443, which is answered by frontend \"web\"", "that no other frontend has"),
     ("\"127.0.0.1:8081\"", "^\"127.0.0.1:80\"", "backend \"s1\" is frontend \"plain\" itself, whose requests it gets", "leads back here"),
     ("\"127.0.0.1:8081\"", "^\"127.0.0.1:443\"", "backend \"s1\" is frontend \"web\" itself", "leads back here"),
     (HEAD, "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:443\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\"\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = ^\"0.0.0.0:443\"", "0.0.0.0:443 overlaps 192.0.2.1:443, which is answered by frontend \"v\", which is steered in the kernel", "that no other frontend has"),
@@ -376,6 +377,52 @@ const POOLS: &[Row] = &[
     ("\"[::1]:8082\"", "^\"0.0.0.0:8082\"", "`address` \"0.0.0.0:8082\" is the unspecified address", "the server's own address"),
 ];
 
+/// What is only odd.
+#[rustfmt::skip]
+const WARNINGS: &[Row] = &[
+    ("hsts", "trusted_proxies = [^\"0.0.0.0/0\"]\nhsts", "`trusted_proxies` has everyone in it", "the networks of the proxies in front"),
+    ("address = \"127.0.0.1:80\"", "address = \"127.0.0.1:80\"\nhttp1 = ^false", "HTTP/2 only, and no TLS: clients have to know beforehand (prior knowledge)", "a `[frontend.tls]`"),
+    ("\"@/www\"", "^\"@/wwww\"", "there is no directory @/wwww", "a directory with the files to serve"),
+    (FILES, "files = { root = ^\"@/page.html\" }", "there is no directory @/page.html", "a directory with the files to serve"),
+    ("pattern = \"/app/images/*\"\npool = \"app\"", "pattern = \"/app/images/*\"\npool = ^\"spare\"\n[[pool]]\nname = \"spare\"\n[[pool.backend]]\nname = \"s\"\naddress = \"127.0.0.1:1\"\n[[frontend]]\nname = \"x\"\nmode = \"http\"\naddress = \"0.0.0.0:444\"\npool = \"spare\"\n[[frontend.site]]\nhosts = [\"a\"]\npool = \"app\"\n", "nothing of this site goes to pool \"spare\"", "a pool that a mount of this site has"),
+    (FILES, "redirect = { location = \"/a\" }\nrewrite = { strip_prefix = ^\"/b\" }", "`strip_prefix` has no effect on `redirect`", "a `pool`, or no `strip_prefix`"),
+    (FILES, "files = { root = \"@/www\" }\nrewrite = { request_headers = [^{ remove = \"a\" }] }", "`request_headers` has no effect on `files`", "a `pool`, or no `request_headers`"),
+    (FILES, "respond = { body = \"x\" }\nrewrite = { host = ^\"a\" }", "`host` has no effect on `respond`", "a `pool`, or no `host`"),
+    ("file =", "format = \"json\"\ndetails = ^false\nfile =", "`details` has no effect on `format = \"json\"`", "no `details`"),
+    ("[pool.queue]\nlength = 100", "[pool.retries]\nnon_idempotent = ^true", "`non_idempotent` repeats requests that a backend may have acted on", "unless the application can tell"),
+    ("[pool.queue]\nlength = 100", "[pool.retries]\nattempts = ^0\non_status = [502]", "`on_status` has no effect without `attempts`", "at least 1"),
+    ("[pool.queue]\nlength = 100", "[pool.observe]\nenabled = false\nfailures = ^5", "`failures` has no effect beside `enabled = false`", "`enabled = true`, or no `failures`"),
+    ("[pool.queue]\nlength = 100", "^[pool.check]\ntype = \"http\"\n[pool.tls]", "the check of pool \"app\" speaks plain HTTP, but its backends speak TLS", "`type = \"tcp\"`"),
+    ("[pool.queue]\nlength = 100", "^[pool.passive]\nrefused = true", "only HTTP frontends use pool \"app\": `passive`, which is about steering, has no effect", "a frontend in xdp mode"),
+    ("balance", "forward = ^\"nat\"\nbalance", "only HTTP frontends use pool \"app\": `forward`", "or no `forward`"),
+    ("balance", "snat = ^[\"10.0.0.1\"]\nbalance", "only HTTP frontends use pool \"app\": `snat`", "or no `snat`"),
+    ("balance", "unavailable = ^\"drop\"\nbalance", "only HTTP frontends use pool \"app\": `unavailable`", "or no `unavailable`"),
+    ("[http]\nthreads = 2", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:80\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n^[pool.sticky]\ntype = \"route\"\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\"", "no HTTP frontend uses pool \"v\": routes in session ids have no effect", "`mode = \"http\"`, or no `sticky`"),
+    ("[http]\nthreads = 2", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:80\"\npool = \"v\"\n[[pool]]\nname = \"v\"\nslow_start = ^\"1s\"\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\"", "no HTTP frontend uses pool \"v\": `slow_start` has no effect", "`mode = \"http\"`, or no `slow_start`"),
+    ("[http]\nthreads = 2", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:80\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\"\npriority = ^1", "no HTTP frontend uses pool \"v\": `priority` of backend \"s\" has no effect", "`mode = \"http\"`, or no `priority`"),
+];
+
+/// What is neither wrong nor odd.
+#[rustfmt::skip]
+const GOOD: &[(&str, &str)] = &[
+    // Of one port, but not of one address.
+    ("\"127.0.0.1:80\"", "\"[::1]:443\""),
+    // The kernel steers UDP alone, to another address's agent.
+    ("[http]\nthreads = 2", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\nprotocol = \"udp\"\naddress = \"192.0.2.1:443\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\""),
+    // A pool of agents, the one here included, is steered to.
+    ("[http]\nthreads = 2\n\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"0.0.0.0:443\"", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:443\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n[[pool.backend]]\nname = \"here\"\naddress = \"10.0.0.1:443\"\n[[pool.backend]]\nname = \"there\"\naddress = \"10.0.0.2:443\"\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"10.0.0.1:443\""),
+    // TLS behind a proxy that speaks the PROXY protocol.
+    ("hsts", "proxy_protocol_from = [\"10.0.0.0/8\"]\ntrusted_proxies = [\"10.0.0.0/8\"]\nhsts"),
+    // A site for some hosts, and the frontend's pool for the rest.
+    ("hsts", "pool = \"app\"\nhsts"),
+    (ROUTE, "type = \"cookie\"\nkey_file = \"@/cookie.key\"\ncookie = \"__Host-lb\"\nsame_site = \"none\"\nsecure = true\npartitioned = true"),
+    (ROUTE, "type = \"route\"\nparameter = false"),
+    (FILES, "respond = { status = 200, body_file = \"@/page.html\" }"),
+    // The balancer's own short names of what `*` means to people.
+    ("[\"www.example.org\", \"*.example.com\"]", "[\"example.com\", \"*.example.com\", \"[2001:db8::1]\", \"192.0.2.1\"]"),
+    ("name = \"s1\"", "name = \"s1\"\nroute = \"a.b\"\nredirect = \"s2\""),
+];
+
 /// A directory with what the rows name.
 pub(super) struct Folder(tempfile::TempDir);
 
@@ -420,6 +467,78 @@ fn marked(text: &str) -> (usize, usize, String) {
     (line, last.chars().count() + 1, format!("{before}{after}"))
 }
 
+/// Puts a row into [`BASE`] and gives line and column of the mark with the text.
+fn changed(folder: &Folder, from: &str, to: &str) -> (usize, usize, String) {
+    assert!(BASE.contains(from), "{from}");
+    marked(&folder.fill(&BASE.replacen(from, to, 1)))
+}
+
+#[test]
+fn what_is_odd_is_said_at_its_place() {
+    let folder = Folder::new();
+    let mut failures = String::new();
+    for (from, to, message, expected) in WARNINGS {
+        let (line, column, text) = changed(&folder, from, to);
+        let message = folder.fill(message);
+        let said = match config::parse_with_warnings("b.toml", &text) {
+            Ok((_, warnings)) => warnings,
+            Err(error) => {
+                writeln!(failures, "{to}: refused:\n{error}").unwrap();
+                continue;
+            }
+        };
+        let [problem] = said.problems() else {
+            writeln!(failures, "{to}: not one warning:\n{said}").unwrap();
+            continue;
+        };
+        let right = (problem.line, problem.column) == (line, column)
+            && problem.message.contains(&message)
+            && problem.expected.contains(expected);
+        if !right {
+            let wanted = format!("{line}:{column} {message}; {expected}");
+            writeln!(failures, "{to}: wanted {wanted}\n  {said}").unwrap();
+        }
+    }
+    assert!(failures.is_empty(), "\n{failures}");
+}
+
+#[test]
+fn what_is_good_is_taken_without_a_word() {
+    let folder = Folder::new();
+    for (from, to) in GOOD {
+        assert!(BASE.contains(from), "{from}");
+        let text = folder.fill(&BASE.replacen(from, to, 1));
+        match config::parse_with_warnings("b.toml", &text) {
+            Ok((_, warnings)) => assert_eq!(warnings.to_string(), "", "{text}"),
+            Err(error) => panic!("{error}\n{text}"),
+        }
+    }
+}
+
+#[test]
+fn secrets_and_pages_are_read_with_the_file() {
+    use balancer_agent::model::http::{Action, CookieValue, Sticky};
+    let folder = Folder::new();
+    let text = BASE
+        .replacen(ROUTE, "type = \"cookie\"\nkey_file = \"@/cookie.key\"", 1)
+        .replacen(FILES, "respond = { body_file = \"@/page.html\" }", 1);
+    let config = config::parse("b.toml", &folder.fill(&text)).unwrap();
+    let Some(Sticky::Cookie(cookie)) = &config.pool("app").unwrap().http.sticky else {
+        panic!("{config:?}");
+    };
+    assert_eq!(cookie.value, CookieValue::Signed([7; 32].as_slice().into()));
+    let shown = format!("{config:?}");
+    assert!(
+        shown.contains("Signed(..)") && !shown.contains("7, 7, 7"),
+        "{shown}"
+    );
+    let fallback = config.http.frontends[0].sites[0].fallback.as_ref().unwrap();
+    let Action::Respond { body, .. } = &fallback.action else {
+        panic!("{fallback:?}");
+    };
+    assert_eq!(&body[..], b"<p>Back soon.");
+}
+
 #[test]
 fn every_mistake_is_said_at_its_place() {
     let folder = Folder::new();
@@ -431,9 +550,8 @@ fn every_mistake_is_said_at_its_place() {
     let mut messages = HashSet::new();
     let mut failures = String::new();
     for (from, to, message, expected) in groups.concat() {
-        assert!(BASE.contains(from), "{from}");
         assert!(!message.is_empty() && !expected.is_empty(), "{to}");
-        let (line, column, text) = marked(&folder.fill(&BASE.replacen(from, to, 1)));
+        let (line, column, text) = changed(&folder, from, to);
         let message = folder.fill(message);
         let error = match config::parse("b.toml", &text) {
             Err(error) => error,

@@ -2,7 +2,7 @@
 //! the kernel.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use toml::Spanned;
 
@@ -37,11 +37,15 @@ pub(in crate::config) fn title(frontend: &HttpDraft) -> String {
     }
 }
 
-/// Whether both would answer some address: one is the other's, or all of them.
+/// Whether both would answer some address.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() == b.port()
-        && a.is_ipv4() == b.is_ipv4()
-        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+    let within = |ip: IpAddr, other: IpAddr| match ip {
+        // A listener on it takes IPv4 as well.
+        IpAddr::V6(ip) => ip.is_unspecified(),
+        IpAddr::V4(ip) => ip.is_unspecified() && other.is_ipv4(),
+    };
+    let (left, right) = (a.ip(), b.ip());
+    a.port() == b.port() && (left == right || within(left, right) || within(right, left))
 }
 
 /// No address and port is answered by two.

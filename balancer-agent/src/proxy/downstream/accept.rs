@@ -126,8 +126,7 @@ where
     H: Handler,
     F: Fn(&Arc<str>) -> Rc<H>,
 {
-    let socket = bound.take_socket(thread)?;
-    let listener = match TcpListener::from_std(socket) {
+    let listener = match bound.socket(thread)?.and_then(TcpListener::from_std) {
         Ok(listener) => listener,
         Err(error) => {
             // The other threads go on.
@@ -231,14 +230,7 @@ fn passing(error: &io::Error) -> bool {
 fn begin<H: Handler>(stream: TcpStream, peer: SocketAddr, door: &Rc<Door>, handler: &Rc<H>) {
     match Ticket::take(door) {
         Ok(ticket) => {
-            let handler = Rc::clone(handler);
-            tokio::task::spawn_local(connection::serve(
-                stream,
-                peer,
-                ticket,
-                Rc::clone(door),
-                handler,
-            ));
+            connection::begin(stream, peer, ticket, Rc::clone(door), Rc::clone(handler));
         }
         Err(cause) => refuse(stream, door, cause),
     }

@@ -40,8 +40,8 @@ struct Opened {
     http2: bool,
 }
 
-/// Serves a connection to its end.
-pub(super) async fn serve<H: Handler>(
+/// Begins to serve a connection, on a task of its own.
+pub(super) fn begin<H: Handler>(
     stream: TcpStream,
     peer: SocketAddr,
     mut ticket: Ticket,
@@ -51,70 +51,103 @@ pub(super) async fn serve<H: Handler>(
     let settings = door.bound.settings.load_full();
     let frontend = &settings.frontend;
     // Peers of a dual-stack socket are told as mapped addresses.
-    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let Ok(local) = stream.local_addr() else {
+    let peer = canonical(peer);
+    let Ok(local) = stream.local_addr().map(canonical) else {
         return;
     };
-    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     let proxied = !frontend.proxy_protocol_from.is_empty();
-    if !proxied {
-        if let Err(cause) = ticket.source(peer.ip()) {
-            return accept::refuse(stream, &door, cause);
-        }
+    if !proxied && let Err(cause) = ticket.source(peer.ip()) {
+        return accept::refuse(stream, &door, cause);
     }
-    let opened = match &settings.tls {
-        None if !proxied => Opened {
+    if settings.tls.is_none() && !proxied {
+        let opened = Opened {
             stream: Stream::Plain(stream),
             client: peer,
             local,
             tls: None,
             versions: (frontend.versions.http1, frontend.versions.http2),
             http2: false,
+        };
+        // Nothing but this is in the task: most of its life it waits.
+        let entered = enter(opened, peer, ticket, &door);
+        tokio::task::spawn_local(run(entered, handler));
+        return;
+    }
+    // Boxed: the state of a handshake is large, and gone when it is over.
+    let opening = Box::pin(async move {
+        let handshake = settings.frontend.timeouts.handshake;
+        let opening = open(stream, peer, local, &settings, &door, &mut ticket);
+        let cause = match within(&door, handshake, opening).await {
+            Some(Ok(opened)) => return Some(enter(opened, peer, ticket, &door)),
+            Some(Err(cause)) => cause,
+            None if settings.tls.is_some() => Refused::TlsHandshake,
+            None => Refused::ProxyHeader,
+        };
+        door.live().refuse(cause);
+        None
+    });
+    tokio::task::spawn_local(async move {
+        if let Some(entered) = opening.await {
+            run(entered, handler).await;
+        }
+    });
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// A connection whose protocol is known, or will be by its first bytes.
+enum Entered {
+    Http1(Box<GuardIo>, Rc<State>, (bool, bool)),
+    Http2(Box<(Stream, Vec<u8>, Ticket)>, Rc<State>),
+}
+
+fn enter(opened: Opened, peer: SocketAddr, ticket: Ticket, door: &Rc<Door>) -> Entered {
+    let connection = Rc::new(Connection {
+        client: opened.client,
+        local: opened.local,
+        peer: peer.ip(),
+        tls: opened.tls,
+        inform: match opened.http2 {
+            true => Inform::default(),
+            false => Inform::new(),
         },
-        // Boxed: the state of a handshake is large, and gone when it is over.
-        _ => {
-            let opening = Box::pin(open(stream, peer, local, &settings, &door, &mut ticket));
-            match within(&door, frontend.timeouts.handshake, opening).await {
-                Some(Ok(opened)) => opened,
-                Some(Err(cause)) => return door.live().refuse(cause),
-                None => {
-                    return door.live().refuse(match settings.tls {
-                        Some(_) => Refused::TlsHandshake,
-                        None => Refused::ProxyHeader,
-                    });
-                }
+    });
+    let state = State::new(door, connection);
+    match opened.http2 {
+        true => Entered::Http2(Box::new((opened.stream, Vec::new(), ticket)), state),
+        false => {
+            let io = GuardIo::new(opened.stream, Rc::clone(&state), ticket);
+            Entered::Http1(Box::new(io), state, opened.versions)
+        }
+    }
+}
+
+/// Serves a connection to its end.
+async fn run<H: Handler>(entered: Entered, handler: Rc<H>) {
+    let (parts, state) = match entered {
+        Entered::Http2(parts, state) => (parts, state),
+        Entered::Http1(io, state, versions) => {
+            let served = http1::serve(io, Rc::clone(&state), Rc::clone(&handler), versions);
+            match served.await {
+                None => return,
+                Some(io) => again(*io, &state),
             }
         }
     };
-    drop(settings);
-    let connection = |inform| {
-        Rc::new(Connection {
-            client: opened.client,
-            local: opened.local,
-            peer: peer.ip(),
-            tls: opened.tls.clone(),
-            inform,
-        })
+    let (stream, prefix, ticket) = *parts;
+    Box::pin(http2::serve(stream, prefix, state, ticket, handler)).await;
+}
+
+/// What began as HTTP/1 speaks HTTP/2.
+fn again(io: GuardIo, state: &State) -> (Box<(Stream, Vec<u8>, Ticket)>, Rc<State>) {
+    let connection = Connection {
+        inform: Inform::default(),
+        ..Connection::clone(&state.connection)
     };
-    if opened.http2 {
-        let state = State::new(&door, connection(Inform::default()));
-        let serving = http2::serve(opened.stream, Vec::new(), state, ticket, handler);
-        return Box::pin(serving).await;
-    }
-    let state = State::new(&door, connection(Inform::new()));
-    let versions = opened.versions;
-    let io = GuardIo::new(opened.stream, Rc::clone(&state), ticket);
-    if let Some(io) = http1::serve(io, Rc::clone(&state), Rc::clone(&handler), versions).await {
-        let connection = Rc::new(Connection {
-            inform: Inform::default(),
-            ..Connection::clone(&state.connection)
-        });
-        drop(state);
-        let (stream, prefix, ticket) = io.into_parts();
-        let state = State::new(&door, connection);
-        let serving = http2::serve(stream, prefix, state, ticket, handler);
-        Box::pin(serving).await;
-    }
+    let state = State::new(&state.door, Rc::new(connection));
+    (Box::new(io.into_parts()), state)
 }
 
 /// PROXY header and TLS handshake.
@@ -136,8 +169,8 @@ async fn open(
         match proxy_header::read(&mut stream).await {
             Ok(Proxied::Itself) => {}
             Ok(Proxied::For { client: c, local }) => {
-                client = SocketAddr::new(c.ip().to_canonical(), c.port());
-                reached = SocketAddr::new(local.ip().to_canonical(), local.port());
+                client = canonical(c);
+                reached = canonical(local);
             }
             Err(error) => {
                 tracing::debug!(%peer, %error, "PROXY header refused");

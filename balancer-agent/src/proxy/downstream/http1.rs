@@ -42,16 +42,16 @@ enum After {
     /// Nothing.
     Over,
     /// Parked, or hyper made anew.
-    Park(GuardIo),
+    Park(Box<GuardIo>),
 }
 
 /// Serves a connection to its end; or gives the socket back when the client speaks HTTP/2.
 pub(super) async fn serve<H: Handler>(
-    mut io: GuardIo,
+    mut io: Box<GuardIo>,
     state: Rc<State>,
     handler: Rc<H>,
     versions: (bool, bool),
-) -> Option<GuardIo> {
+) -> Option<Box<GuardIo>> {
     let mut first = Some(versions);
     loop {
         let upgrade = match arrive(&mut io, &state, first).await {
@@ -108,7 +108,7 @@ fn builder(limits: &Limits) -> Builder {
     builder
 }
 
-async fn with_hyper<H: Handler>(io: GuardIo, state: Rc<State>, handler: Rc<H>) -> After {
+async fn with_hyper<H: Handler>(io: Box<GuardIo>, state: Rc<State>, handler: Rc<H>) -> After {
     let builder = builder(&state.settings().frontend.limits);
     let service = service_fn(|request| answer(request, Rc::clone(&state), Rc::clone(&handler)));
     let mut hyper: Hyper<_, _> = builder.serve_connection(io, service);
@@ -126,7 +126,7 @@ async fn with_hyper<H: Handler>(io: GuardIo, state: Rc<State>, handler: Rc<H>) -
     }
 }
 
-async fn with_upgrades<H: Handler>(io: GuardIo, state: Rc<State>, handler: Rc<H>) -> After {
+async fn with_upgrades<H: Handler>(io: Box<GuardIo>, state: Rc<State>, handler: Rc<H>) -> After {
     let builder = builder(&state.settings().frontend.limits);
     let service = service_fn(|request| answer(request, Rc::clone(&state), Rc::clone(&handler)));
     let io = OwnThread::new(io);
@@ -172,9 +172,8 @@ where
     if state.door.cut.get() {
         return Poll::Ready(false);
     }
-    if state.door.closing.get() {
-        graceful(Pin::new(&mut *hyper));
-    }
+    let mut told = false;
+    let mut again = true;
     loop {
         match Pin::new(&mut *hyper).poll(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(false),
@@ -184,11 +183,18 @@ where
             }
             Poll::Pending => {}
         }
+        // Not before hyper was polled: it would close without having read what is there.
+        if state.door.closing.get() && !told {
+            told = true;
+            graceful(Pin::new(&mut *hyper));
+            continue;
+        }
         if state.rebuild.get() && state.between() {
             return Poll::Ready(true);
         }
         // hyper sleeps between requests; it has to read once more to meet the refusal.
-        if let Some(_refusal) = state.refusal.get().filter(|_| state.between()) {
+        if again && state.refusal.get().is_some() && state.between() {
+            again = false;
             continue;
         }
         if !state.timer.due() {

@@ -23,6 +23,7 @@ use super::body::{Received, SentStream};
 use super::door::Ticket;
 use super::guard::{self, Refusal};
 use super::http1::refused;
+use super::io::LAST_CALL;
 use super::live::Refused;
 use super::source::Allowed;
 use super::state::State;
@@ -108,10 +109,6 @@ pub(super) async fn serve<H: Handler>(
         if state.door.cut.get() {
             return Poll::Ready(());
         }
-        if state.door.closing.get() && told.is_none() {
-            told = Some(state.timer.now());
-            Pin::new(&mut hyper).graceful_shutdown();
-        }
         loop {
             if let Poll::Ready(ended) = Pin::new(&mut hyper).poll(cx) {
                 if let Err(error) = ended {
@@ -121,6 +118,11 @@ pub(super) async fn serve<H: Handler>(
                     }
                 }
                 return Poll::Ready(());
+            }
+            if state.door.closing.get() && told.is_none() && begun(&state, &streams) {
+                told = Some(state.timer.now());
+                Pin::new(&mut hyper).graceful_shutdown();
+                continue;
             }
             if streams.resets.get() > state.settings().frontend.limits.h2_resets {
                 // CVE-2023-44487: it only wants us to work.
@@ -144,6 +146,17 @@ pub(super) async fn serve<H: Handler>(
     })
     .await;
     live.http2.fetch_sub(1, Relaxed);
+}
+
+/// Whether the client has had the time to ask for something: hyper closes at once when it is
+/// told to go while the connection begins.
+fn begun(state: &State, streams: &Streams) -> bool {
+    let deadline = state.since.get() + ticks(LAST_CALL);
+    if streams.active.get() > 0 || state.finished.get() > 0 || deadline <= state.timer.now() {
+        return true;
+    }
+    state.timer.set_at_latest(deadline);
+    false
 }
 
 /// Whether the client has broken the protocol, rather than gone away.

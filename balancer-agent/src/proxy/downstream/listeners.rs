@@ -4,9 +4,10 @@
 //! SO_REUSEPORT) and reads all certificates, so that nothing can fail once it is applied. A
 //! frontend whose name and address are unchanged keeps its sockets and connections.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -36,7 +37,7 @@ pub enum PrepareError {
         /// Its address.
         address: SocketAddr,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A frontend's TLS can't be set up.
     #[error("frontend {frontend:?}: {source}")]
@@ -48,11 +49,11 @@ pub enum PrepareError {
     },
 }
 
-fn hint(error: &std::io::Error) -> &'static str {
+fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        std::io::ErrorKind::AddrInUse => " (another program listens there)",
-        std::io::ErrorKind::AddrNotAvailable => " (no interface has this address)",
-        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
+        io::ErrorKind::AddrInUse => " (another program listens there)",
+        io::ErrorKind::AddrNotAvailable => " (no interface has this address)",
+        io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
         _ => "",
     }
 }
@@ -67,15 +68,22 @@ pub(super) struct Bound {
     pub live: Arc<FrontendLive>,
     /// Connections and requests by source.
     pub sources: Sources,
-    /// One per thread, until the thread takes it.
-    sockets: Mutex<Vec<Option<std::net::TcpListener>>>,
+    /// One per thread; threads listen on duplicates. Empty once it is removed, so that the
+    /// threads' are the last ones.
+    sockets: Mutex<Vec<std::net::TcpListener>>,
 }
 
 impl Bound {
-    /// The socket of a thread; once.
-    pub fn take_socket(&self, thread: usize) -> Option<std::net::TcpListener> {
-        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets.get_mut(thread)?.take()
+    /// The socket of a thread; `None` when it has been removed meanwhile.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn socket(&self, thread: usize) -> Option<io::Result<std::net::TcpListener>> {
+        Some(self.sockets().get(thread)?.try_clone())
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, Vec<std::net::TcpListener>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its name.
@@ -172,14 +180,13 @@ impl Listeners {
             let sockets = match kept {
                 Some(_) => None,
                 None => Some(
-                    (0..threads)
-                        .map(|_| listen(frontend.address))
-                        .collect::<Result<Vec<_>, _>>()
-                        .map_err(|source| PrepareError::Bind {
+                    sockets(frontend.address, threads, running.as_deref()).map_err(|source| {
+                        PrepareError::Bind {
                             frontend: Arc::clone(&frontend.name),
                             address: frontend.address,
                             source,
-                        })?,
+                        }
+                    })?,
                 ),
             };
             planned.push(Planned {
@@ -238,9 +245,13 @@ impl Listeners {
                         settings: ArcSwap::new(settings),
                         live: Arc::default(),
                         sources: Sources::default(),
-                        sockets: Mutex::new(sockets.into_iter().map(Some).collect()),
+                        sockets: Mutex::new(sockets),
                     })),
                 }
+            }
+            let stays = |bound: &Arc<Bound>| set.bound.iter().any(|b| Arc::ptr_eq(b, bound));
+            for gone in old.iter().filter(|bound| !stays(bound)) {
+                gone.sockets().clear();
             }
         });
     }
@@ -254,7 +265,12 @@ impl Listeners {
     /// requests are the last of their connections. [`Self::serve`] returns on each thread
     /// once its connections are gone, or have been cut after `drain_timeout`.
     pub fn drain(&self) {
-        self.0.set.send_modify(|set| set.draining = true);
+        self.0.set.send_modify(|set| {
+            set.draining = true;
+            for bound in &set.bound {
+                bound.sockets().clear();
+            }
+        });
     }
 
     /// Connections now, over all frontends; those of removed frontends and upgraded ones
@@ -281,8 +297,22 @@ impl Listeners {
     }
 }
 
+/// Sockets for a new frontend. When another one, which is to go, has its address, its
+/// sockets are shared: with sockets of our own, the kernel would give them connections at
+/// once, which are lost if the configuration is not applied after all.
+fn sockets(
+    address: SocketAddr,
+    threads: usize,
+    running: Option<&[Arc<Bound>]>,
+) -> io::Result<Vec<std::net::TcpListener>> {
+    match running.into_iter().flatten().find(|b| b.address == address) {
+        Some(bound) => bound.sockets().iter().map(|s| s.try_clone()).collect(),
+        None => (0..threads).map(|_| listen(address)).collect(),
+    }
+}
+
 /// A listening socket for one thread.
-fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking().cloexec(),

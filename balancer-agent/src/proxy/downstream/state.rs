@@ -215,6 +215,7 @@ impl State {
             }
             if deadline <= now || slow {
                 self.body_refusal.set(Some(Refusal::BODY_LATE));
+                self.body_wait.set(None);
                 self.timer.set(now + 1);
                 return Verdict::Body;
             }

@@ -195,7 +195,7 @@ async fn only_regular_files_are_served_and_none_is_waited_for() {
 async fn what_may_not_be_read_is_forbidden() {
     let directory = tree();
     let file = directory.path().join("root/file");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o0)).unwrap();
     let expected = match nix::unistd::geteuid().is_root() {
         true => Ok("inside".to_owned()),
         false => Err(Refused::Forbidden),

@@ -3,6 +3,8 @@
 
 use std::io;
 
+use serde::Serializer;
+
 /// Most bytes of one field; the rest is cut, and `...` says so.
 pub(super) const FIELD_MAX: usize = 8 << 10;
 
@@ -51,8 +53,25 @@ pub(super) fn apache(text: &[u8], line: &mut Vec<u8>) {
     }
 }
 
-/// JSON in ASCII alone: no reader, however it splits lines, sees more than one.
-pub(super) struct AsciiJson;
+/// Appends a field as a JSON string, in quotes; in ASCII alone, so that no reader, however
+/// it splits lines, sees more than one.
+pub(super) fn json(text: &str, line: &mut Vec<u8>) {
+    if text.len() <= FIELD_MAX && plain_bytes(text.as_bytes()) == text.len() {
+        line.push(b'"');
+        line.extend_from_slice(text.as_bytes());
+        line.push(b'"');
+        return;
+    }
+    let start = line.len();
+    let mut out = serde_json::Serializer::with_formatter(&mut *line, AsciiJson);
+    if (&mut out).serialize_str(&bounded(text)).is_err() {
+        // Writing to memory does not fail; if it did, the line must still be JSON.
+        line.truncate(start);
+        line.extend_from_slice(b"null");
+    }
+}
+
+struct AsciiJson;
 
 impl serde_json::ser::Formatter for AsciiJson {
     fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
@@ -61,9 +80,6 @@ impl serde_json::ser::Formatter for AsciiJson {
     {
         // serde_json has escaped what is below 0x20, quotes and backslashes.
         let mut rest = fragment;
-        if rest.is_ascii() && memchr::memchr(0x7f, rest.as_bytes()).is_none() {
-            return writer.write_all(rest.as_bytes());
-        }
         while let Some(at) = rest.bytes().position(|b| b >= 0x7f) {
             writer.write_all(&rest.as_bytes()[..at])?;
             let mut chars = rest[at..].chars();
@@ -79,7 +95,7 @@ impl serde_json::ser::Formatter for AsciiJson {
 }
 
 /// The field, or its beginning and `...` when it is too long.
-pub(super) fn bounded(text: &str) -> std::borrow::Cow<'_, str> {
+fn bounded(text: &str) -> std::borrow::Cow<'_, str> {
     if text.len() <= FIELD_MAX {
         return text.into();
     }

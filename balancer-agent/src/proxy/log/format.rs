@@ -5,11 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::Version;
-use serde::Serialize;
 
 use super::super::types::Record;
 use super::clock::Clock;
-use super::escape::{self, AsciiJson, bounded};
+use super::escape;
 use super::mask::Masks;
 
 /// The Common Log Format (`%h %l %u %t "%r" %>s %b`), or with Referer and User-Agent the
@@ -24,18 +23,7 @@ pub(super) fn apache(
 ) {
     // More than most lines have: to grow is to copy what is there.
     line.reserve(512);
-    match record.client {
-        IpAddr::V4(client) => {
-            for (place, octet) in client.octets().into_iter().enumerate() {
-                if place > 0 {
-                    line.push(b'.');
-                }
-                number(u64::from(octet), line);
-            }
-        }
-        // Writing to memory does not fail.
-        IpAddr::V6(client) => _ = write!(line, "{client}"),
-    }
+    address(record.client, line);
     line.extend_from_slice(b" - - [");
     line.extend_from_slice(clock.apache(record.time));
     line.extend_from_slice(b"] \"");
@@ -53,6 +41,21 @@ pub(super) fn apache(
         self::details(record, masks, line);
     }
     line.push(b'\n');
+}
+
+fn address(address: IpAddr, line: &mut Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => {
+            for (place, octet) in address.octets().into_iter().enumerate() {
+                if place > 0 {
+                    line.push(b'.');
+                }
+                number(u64::from(octet), line);
+            }
+        }
+        // Writing to memory does not fail.
+        IpAddr::V6(address) => _ = write!(line, "{address}"),
+    }
 }
 
 fn request_line(record: &Record, masks: &Masks, line: &mut Vec<u8>) {
@@ -160,75 +163,74 @@ fn version(version: Version) -> &'static str {
     }
 }
 
-/// A record as JSON; every line has every field.
-#[derive(Serialize)]
-struct Json<'a> {
-    time: &'a str,
-    client: IpAddr,
-    frontend: &'a str,
-    method: &'a str,
-    target: &'a str,
-    host: Option<&'a str>,
-    version: &'static str,
-    /// Null when the client got none.
-    status: Option<u16>,
-    bytes_in: u64,
-    bytes_out: u64,
-    referer: Option<&'a str>,
-    user_agent: Option<&'a str>,
-    pool: Option<&'a str>,
-    backend: Option<&'a str>,
-    route: Option<&'a str>,
-    retries: u32,
-    request_id: Option<&'a str>,
-    tls: Option<&'a str>,
-    queue_ms: Option<f64>,
-    connect_ms: Option<f64>,
-    response_ms: Option<f64>,
-    total_ms: f64,
-    cause: &'static str,
+/// One JSON object, in ASCII, with every field in every line. Keys are written as they
+/// stand here: to escape them anew in each line would be half of all the work.
+pub(super) fn json(record: &Record, masks: &Masks, clock: &mut Clock, line: &mut Vec<u8>) {
+    line.reserve(1024);
+    let mut line = Object(line);
+    line.raw(b"{\"time\":\"", clock.rfc3339(record.time).as_bytes());
+    line.raw(b"\",\"client\":\"", b"");
+    address(record.client, line.0);
+    line.raw(b"\"", b"");
+    line.text(b",\"frontend\":", Some(&record.frontend));
+    line.text(b",\"method\":", Some(record.method.as_str()));
+    line.text(b",\"target\":", Some(&masks.address(&record.target)));
+    line.text(b",\"host\":", record.host.as_deref());
+    line.text(b",\"version\":", Some(version(record.version)));
+    let status = (record.status != 0).then_some(u64::from(record.status));
+    line.number(b",\"status\":", status);
+    line.number(b",\"bytes_in\":", Some(record.bytes_in));
+    line.number(b",\"bytes_out\":", Some(record.bytes_out));
+    let referer = record.referer.as_deref().map(|text| masks.address(text));
+    line.text(b",\"referer\":", referer.as_deref());
+    line.text(b",\"user_agent\":", record.user_agent.as_deref());
+    line.text(b",\"pool\":", record.pool.as_deref());
+    line.text(b",\"backend\":", record.backend.as_deref());
+    let route = record.route.as_deref().map(|route| masks.route(route));
+    line.text(b",\"route\":", route);
+    line.number(b",\"retries\":", Some(u64::from(record.retries)));
+    line.text(b",\"request_id\":", record.request_id.as_deref());
+    line.text(b",\"tls\":", record.tls);
+    let timings = &record.timings;
+    line.time(b",\"queue_ms\":", timings.queue);
+    line.time(b",\"connect_ms\":", timings.connect);
+    line.time(b",\"response_ms\":", timings.response);
+    line.time(b",\"total_ms\":", Some(timings.total));
+    line.text(b",\"cause\":", Some(record.cause.word()));
+    line.raw(b"}\n", b"");
 }
 
-/// One JSON object, in ASCII.
-pub(super) fn json(record: &Record, masks: &Masks, clock: &mut Clock, line: &mut Vec<u8>) {
-    let target = masks.address(&record.target);
-    let referer = record.referer.as_deref().map(|text| masks.address(text));
-    let referer = referer.as_deref().map(bounded);
-    let host = record.host.as_deref().map(bounded);
-    let user_agent = record.user_agent.as_deref().map(bounded);
-    let request_id = record.request_id.as_deref().map(bounded);
-    let ms = |time: Duration| microseconds(time) as f64 / 1000.0;
-    let json = Json {
-        time: clock.rfc3339(record.time),
-        client: record.client,
-        frontend: &record.frontend,
-        method: record.method.as_str(),
-        target: &bounded(&target),
-        host: host.as_deref(),
-        version: version(record.version),
-        status: (record.status != 0).then_some(record.status),
-        bytes_in: record.bytes_in,
-        bytes_out: record.bytes_out,
-        referer: referer.as_deref(),
-        user_agent: user_agent.as_deref(),
-        pool: record.pool.as_deref(),
-        backend: record.backend.as_deref(),
-        route: record.route.as_deref().map(|route| masks.route(route)),
-        retries: record.retries,
-        request_id: request_id.as_deref(),
-        tls: record.tls,
-        queue_ms: record.timings.queue.map(ms),
-        connect_ms: record.timings.connect.map(ms),
-        response_ms: record.timings.response.map(ms),
-        total_ms: ms(record.timings.total),
-        cause: record.cause.word(),
-    };
-    let start = line.len();
-    let mut out = serde_json::Serializer::with_formatter(&mut *line, AsciiJson);
-    if json.serialize(&mut out).is_err() {
-        // Nothing in it can fail; half an object would be worse than none.
-        line.truncate(start);
-        return;
+/// A JSON object on its way into a line. Keys come with what stands around them.
+struct Object<'a>(&'a mut Vec<u8>);
+
+impl Object<'_> {
+    fn raw(&mut self, key: &[u8], value: &[u8]) {
+        self.0.extend_from_slice(key);
+        self.0.extend_from_slice(value);
     }
-    line.push(b'\n');
+
+    fn text(&mut self, key: &[u8], value: Option<&str>) {
+        self.raw(key, b"");
+        match value {
+            Some(value) => escape::json(value, self.0),
+            None => self.raw(b"null", b""),
+        }
+    }
+
+    fn number(&mut self, key: &[u8], value: Option<u64>) {
+        self.raw(key, b"");
+        match value {
+            Some(value) => number(value, self.0),
+            None => self.raw(b"null", b""),
+        }
+    }
+
+    /// In milliseconds.
+    fn time(&mut self, key: &[u8], value: Option<Duration>) {
+        self.raw(key, b"");
+        match value {
+            Some(value) => milliseconds(value, self.0),
+            None => self.raw(b"null", b""),
+        }
+    }
 }

@@ -149,8 +149,8 @@ fn json_has_every_field() {
         + r#""version":"HTTP/2.0","status":200,"bytes_in":0,"bytes_out":1234,"referer":null,"#
         + r#""user_agent":"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101","#
         + r#""pool":"app","backend":"s1","route":"***","retries":0,"request_id":null,"#
-        + r#""tls":"TLSv1.3","queue_ms":null,"connect_ms":0.0,"response_ms":12.31,"#
-        + r#""total_ms":12.9,"cause":"done"}"#;
+        + r#""tls":"TLSv1.3","queue_ms":null,"connect_ms":0.000,"response_ms":12.310,"#
+        + r#""total_ms":12.900,"cause":"done"}"#;
     assert_eq!(line, expected + "\n");
 }
 

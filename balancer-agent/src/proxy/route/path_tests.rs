@@ -204,7 +204,9 @@ fn rewrite(strip: Option<&str>, add: Option<&str>) -> Rewrite {
 
 #[test]
 fn prefixes_come_off_and_on_as_whole_segments() {
-    let rows: &[(&str, Option<&str>, Option<&str>, &str, &[u8])] = &[
+    // Raw path, prefix off, prefix on; what is forwarded, what files are looked for by.
+    type Row<'r> = (&'r str, Option<&'r str>, Option<&'r str>, &'r str, &'r [u8]);
+    let rows: &[Row<'_>] = &[
         ("/app/x", None, None, "/app/x", b"/app/x"),
         ("/app/x", Some("/app"), None, "/x", b"/x"),
         ("/app/x", Some("/app/"), None, "/x", b"/x"),

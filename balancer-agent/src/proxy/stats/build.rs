@@ -146,7 +146,7 @@ mod tests {
             address = "127.0.0.1:8080"
             [[frontend.site]]
             [[frontend.site.mount]]
-            path = "/*"
+            pattern = "/*"
             pool = "app"
             [[pool]]
             name = "app"

@@ -65,7 +65,7 @@ fn idle_connections_over_tls() {
     let server = Server::with_tls(tls(vec![files]), |_| {});
     let live = server.live();
     let config = Arc::new(ca.client(&[b"http/1.1"], false));
-    let mut open = || {
+    let open = || {
         let session =
             ClientConnection::new(Arc::clone(&config), "a.example".try_into().unwrap()).unwrap();
         let mut stream = StreamOwned::new(session, server.connect());
@@ -75,7 +75,7 @@ fn idle_connections_over_tls() {
     };
     let warm: Vec<_> = (0..100).map(|_| open()).collect();
     let before = resident();
-    let streams: Vec<_> = (0..n).map(|_| open()).collect();
+    let _streams: Vec<_> = (0..n).map(|_| open()).collect();
     until("parked", || live.parked.load(Relaxed) == n + warm.len());
     let each = (resident().saturating_sub(before)) / n;
     println!("TLS: {n} connections, {each} bytes of resident memory each");

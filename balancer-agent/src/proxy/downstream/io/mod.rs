@@ -4,6 +4,9 @@
 //! and nothing is copied. What is not complete yet is kept here, in a buffer that is as
 //! large as what came; without hyper (a new or parked connection) it is all there is.
 
+mod arrive;
+mod close;
+
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -19,26 +22,13 @@ use super::guard::{Bounds, Guard, Refusal};
 use super::source::Allowed;
 use super::state::State;
 use super::stream::Stream;
-use super::timer::ticks;
+pub(super) use arrive::{Arrived, LAST_CALL};
+use close::Closing;
 
 /// What is read at once without hyper.
 const SCRATCH: usize = 16 << 10;
 /// Bytes that are kept for an upgraded connection until it is decided.
 const SUSPENDED: usize = 64 << 10;
-/// Bytes and time for which a connection is read from after its end, so that a client that
-/// is still sending gets the response rather than a reset (RFC 9112, 9.6).
-const LINGER_BYTES: usize = 256 << 10;
-const LINGER_TIME: std::time::Duration = std::time::Duration::from_secs(2);
-/// Connections of a frontend and thread that linger at once; more are closed at once.
-const LINGERING: usize = 1024;
-
-/// How long a connection that was accepted just before its frontend closed may take to
-/// send its first byte.
-const LAST_CALL: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// First bytes of HTTP/2 (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
 thread_local! {
     /// One for all connections of a thread: what stays of it is copied to its connection.
     static BUFFER: RefCell<Box<[u8; SCRATCH]>> = RefCell::new(Box::new([0; SCRATCH]));
@@ -58,34 +48,6 @@ pub(super) struct GuardIo {
     closing: Option<Closing>,
     state: Rc<State>,
     _ticket: Ticket,
-}
-
-/// A connection that is read from after its end.
-struct Closing {
-    left: usize,
-    deadline: u64,
-    state: Rc<State>,
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        let lingering = &self.state.door.lingering;
-        lingering.set(lingering.get() - 1);
-    }
-}
-
-/// What a connection without hyper came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arrived {
-    /// A head is there.
-    Head {
-        /// It asks for an upgrade.
-        upgrade: bool,
-    },
-    /// The client speaks HTTP/2.
-    Http2,
-    /// The connection is over.
-    Closed,
 }
 
 impl GuardIo {
@@ -123,83 +85,6 @@ impl GuardIo {
             self.state.since.set(self.state.timer.now());
         }
         self.state.partial.set(partial);
-    }
-
-    /// Waits, without hyper, until there is a complete head. `first`: the connection is new,
-    /// so that HTTP/2 may come; versions are `(http1, http2)`.
-    pub fn poll_arrive(
-        &mut self,
-        cx: &mut Context<'_>,
-        first: Option<(bool, bool)>,
-    ) -> Poll<Arrived> {
-        loop {
-            if !self.answer.is_empty() || self.closing.is_some() {
-                ready!(self.poll_close(cx));
-                return Poll::Ready(Arrived::Closed);
-            }
-            if self.clean > 0 {
-                let upgrade = self.state.rebuild.take();
-                if upgrade {
-                    self.state.delivered.set(self.state.delivered.get() + 1);
-                    self.state.suspended.set(true);
-                }
-                return Poll::Ready(Arrived::Head { upgrade });
-            }
-            if !self.kept.is_empty() {
-                match first.map(|versions| self.sniff(versions)) {
-                    Some(Sniffed::Http2) => return Poll::Ready(Arrived::Http2),
-                    Some(Sniffed::More) => {}
-                    Some(Sniffed::Other) => {
-                        self.refuse(Refusal::VERSION);
-                        continue;
-                    }
-                    Some(Sniffed::Http1) | None => {
-                        self.examine();
-                        if self.state.refusal.get().is_some() || self.clean > 0 {
-                            self.answer_refusal();
-                            continue;
-                        }
-                    }
-                }
-            }
-            match self.poll_more(cx) {
-                Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
-                    return Poll::Ready(Arrived::Closed);
-                }
-                Poll::Ready(Ok(_)) => self.update(),
-                Poll::Pending => {
-                    let closing = self.state.door.closing.get();
-                    if closing && self.kept.is_empty() && first.is_none() {
-                        return Poll::Ready(Arrived::Closed);
-                    }
-                    let mut deadline = self.state.head_deadline();
-                    let timer = &self.state.timer;
-                    if closing && !self.state.partial.get() {
-                        deadline = deadline.min(self.state.since.get() + ticks(LAST_CALL));
-                    }
-                    if deadline > timer.now() {
-                        timer.set(deadline);
-                        return Poll::Pending;
-                    }
-                    if self.kept.is_empty() {
-                        return Poll::Ready(Arrived::Closed);
-                    }
-                    self.refuse(Refusal::HEAD_LATE);
-                }
-            }
-        }
-    }
-
-    fn sniff(&self, (http1, http2): (bool, bool)) -> Sniffed {
-        let n = self.kept.len().min(PREFACE.len());
-        match self.kept[..n] == PREFACE[..n] {
-            // An HTTP/1 server is not to wait for bytes that make no difference to it.
-            true if n == PREFACE.len() && http2 => Sniffed::Http2,
-            true if n < PREFACE.len() && (http2 || n < 4) => Sniffed::More,
-            true => Sniffed::Other,
-            false if http1 => Sniffed::Http1,
-            false => Sniffed::Other,
-        }
     }
 
     /// Reads by way of the thread's buffer.
@@ -282,78 +167,6 @@ impl GuardIo {
                 true
             }
         }
-    }
-
-    /// Makes the response of the refusal that the state has, if it has one.
-    fn answer_refusal(&mut self) {
-        if let Some(refusal) = self.state.refusal.take() {
-            self.refuse(refusal);
-        }
-    }
-
-    fn refuse(&mut self, refusal: Refusal) {
-        self.state
-            .door
-            .refuse(&self.state.connection, &self.kept, &refusal);
-        self.answer = refusal.response();
-        self.answered = 0;
-        self.update();
-    }
-
-    /// Writes what is to be said last, says that it was the last, and lingers.
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.answered < self.answer.len() {
-            match Pin::new(&mut self.stream).poll_write(cx, &self.answer[self.answered..]) {
-                Poll::Ready(Ok(n)) if n > 0 => self.answered += n,
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => {
-                    self.state.wait_for_write();
-                    return Poll::Pending;
-                }
-            }
-        }
-        self.state.write_wait.set(None);
-        let unread = !self.answer.is_empty() || !self.kept.is_empty() || self.guard.in_body();
-        if self.closing.is_none() {
-            if ready!(Pin::new(&mut self.stream).poll_shutdown(cx)).is_err() || !unread {
-                return Poll::Ready(());
-            }
-            let lingering = &self.state.door.lingering;
-            if lingering.get() >= LINGERING {
-                return Poll::Ready(());
-            }
-            lingering.set(lingering.get() + 1);
-            self.kept = Vec::new();
-            self.clean = 0;
-            let deadline = self.state.timer.now() + ticks(LINGER_TIME);
-            self.state.timer.set(deadline);
-            self.closing = Some(Closing {
-                left: LINGER_BYTES,
-                deadline,
-                state: Rc::clone(&self.state),
-            });
-        }
-        let Some(closing) = &mut self.closing else {
-            return Poll::Ready(());
-        };
-        BUFFER.with_borrow_mut(|scratch| {
-            loop {
-                if closing.left == 0 || self.state.timer.now() >= closing.deadline {
-                    return Poll::Ready(());
-                }
-                let mut buf = ReadBuf::new(&mut scratch[..]);
-                match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
-                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                        closing.left = closing.left.saturating_sub(buf.filled().len());
-                    }
-                    Poll::Ready(_) => return Poll::Ready(()),
-                    Poll::Pending => {
-                        self.state.timer.set(closing.deadline);
-                        return Poll::Pending;
-                    }
-                }
-            }
-        })
     }
 
     /// [`Read`] for an upgraded connection.
@@ -477,7 +290,11 @@ impl GuardIo {
     ) -> Poll<io::Result<()>> {
         loop {
             if !self.answer.is_empty() {
-                // hyper sees the end; what is to be said is said in `poll_shutdown`.
+                // hyper sees the end; what is to be said is said in `poll_shutdown`. It is not
+                // called after a request for an upgrade that was not granted.
+                if self.state.upgradable.get() {
+                    ready!(self.poll_close(cx));
+                }
                 return Poll::Ready(Ok(()));
             }
             if self.state.body_refusal.get().is_some() {
@@ -600,15 +417,6 @@ impl GuardIo {
             error => error,
         }
     }
-}
-
-enum Sniffed {
-    Http1,
-    Http2,
-    /// A version that is not spoken here.
-    Other,
-    /// Not to be told yet.
-    More,
 }
 
 /// What was read straight into hyper's buffer.
