@@ -96,7 +96,10 @@ fn the_same_over_every_pair_of_versions() {
                 (seen.method.as_str(), seen.target.as_str()),
                 ("POST", "/echo?x=1")
             );
-            assert_eq!((seen.body, seen.digest.as_str()), (1 << 20, sha256(&body).as_str()));
+            assert_eq!(
+                (seen.body, seen.digest.as_str()),
+                (1 << 20, sha256(&body).as_str())
+            );
             assert_eq!(
                 seen.headers
                     .iter()

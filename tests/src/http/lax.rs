@@ -212,7 +212,6 @@ pub const ALL: &[Habits] = &[
         underscores: true,
         c_strings: true,
         chunks: Chunks::Prefixed,
-        ..STRICT
     },
 ];
 
