@@ -31,10 +31,7 @@ fn a_hundred_reloads_with_certificates_fail_no_request() {
              [frontend.tls]\n[[frontend.tls.certificate]]\ncertificate = {:?}\nkey = {:?}\n",
             pair.certificate, pair.key
         );
-        let log = format!(
-            "[frontend.log]\nfile = {:?}\n",
-            place.join("access.log")
-        );
+        let log = format!("[frontend.log]\nfile = {:?}\n", place.join("access.log"));
         // Something changes each time: weights, a backend, a header.
         let weight = |i: usize| format!("weight = {}\n", 1 + (round + i as u64) % 3);
         let apps = 2 + (round % 2) as usize;

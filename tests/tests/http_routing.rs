@@ -213,7 +213,10 @@ fn files_with_conditions_and_ranges() {
     let tag = index.one("etag").expect("an ETag").to_owned();
     let modified = index.one("last-modified").expect("a date").to_owned();
     assert_eq!(get("/", &[("If-None-Match", &tag)]).status, 304);
-    assert_eq!(get("/", &[("If-None-Match", "\"other\", *")]).status, 304);
+    assert_eq!(
+        get("/", &[("If-None-Match", &format!("\"other\", {tag}"))]).status,
+        304
+    );
     assert_eq!(get("/", &[("If-Modified-Since", &modified)]).status, 304);
     assert_eq!(
         get(
