@@ -195,7 +195,7 @@ fn files_with_conditions_and_ranges() {
             dir,
             "root/big.txt",
             (0..10_000u32)
-                .map(|i| i as u8 % 10 + b'0')
+                .map(|i| (i % 10) as u8 + b'0')
                 .collect::<Vec<_>>(),
         );
         write(dir, "root/pre.js", "var plain = 1;");
