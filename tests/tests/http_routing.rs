@@ -195,7 +195,7 @@ fn files_with_conditions_and_ranges() {
             dir,
             "root/big.txt",
             (0..10_000u32)
-                .map(|i| i as u8 % 10 + b'0')
+                .map(|i| (i % 10) as u8 + b'0')
                 .collect::<Vec<_>>(),
         );
         write(dir, "root/pre.js", "var plain = 1;");
@@ -213,7 +213,10 @@ fn files_with_conditions_and_ranges() {
     let tag = index.one("etag").expect("an ETag").to_owned();
     let modified = index.one("last-modified").expect("a date").to_owned();
     assert_eq!(get("/", &[("If-None-Match", &tag)]).status, 304);
-    assert_eq!(get("/", &[("If-None-Match", "\"other\", *")]).status, 304);
+    assert_eq!(
+        get("/", &[("If-None-Match", &format!("\"other\", {tag}"))]).status,
+        304
+    );
     assert_eq!(get("/", &[("If-Modified-Since", &modified)]).status, 304);
     assert_eq!(
         get(

@@ -174,7 +174,7 @@ fn lengths(r: &mut Vec<Row>) {
         r,
         "length-body-is-a-request",
         request(
-            "Content-Length: 44\r\n",
+            "Content-Length: 45\r\n",
             "GET /evil HTTP/1.1\r\nHost: a.example\r\nX: 1\r\n\r\n",
         )
         .as_str(),
