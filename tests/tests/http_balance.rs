@@ -343,7 +343,9 @@ fn ejections(web: &Web) -> u64 {
     let status = web.agent.status();
     let pools = status["http"]["pools"].as_array().into_iter().flatten();
     let backends = pools.flat_map(|pool| pool["backends"].as_array().into_iter().flatten());
-    backends.filter_map(|backend| backend["ejections"].as_u64()).sum()
+    backends
+        .filter_map(|backend| backend["ejections"].as_u64())
+        .sum()
 }
 
 #[test]
