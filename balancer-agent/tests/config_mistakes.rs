@@ -541,3 +541,44 @@ fn warnings_point_at_their_place() {
     // A warning is no reason to refuse the file.
     assert!(config::parse("b.toml", &none).is_ok());
 }
+
+/// A node that steers to its own HTTP frontend, among others', listens on the steered
+/// address too.
+#[test]
+fn a_steered_frontend_may_lead_to_the_same_node() {
+    let text = r#"
+        [xdp]
+        interfaces = ["eth0"]
+        [[frontend]]
+        name = "edge"
+        address = "192.0.2.10:80"
+        pool = "nodes"
+        [[frontend]]
+        name = "web"
+        mode = "http"
+        address = "0.0.0.0:80"
+        pool = "app"
+        [[pool]]
+        name = "nodes"
+        [[pool.backend]]
+        name = "n1"
+        address = "10.0.0.1:80"
+        [[pool.backend]]
+        name = "n2"
+        address = "10.0.0.2:80"
+        [[pool]]
+        name = "app"
+        [[pool.backend]]
+        name = "a1"
+        address = "10.0.1.1:8080"
+    "#;
+    config::parse("nodes", text).unwrap();
+    let elsewhere = text
+        .replace(".1:80\"", ".1:81\"")
+        .replace(".2:80\"", ".2:81\"");
+    let error = config::parse("nodes", &elsewhere).unwrap_err();
+    assert!(
+        error.to_string().contains("overlaps 192.0.2.10:80"),
+        "{error}"
+    );
+}

@@ -2,7 +2,7 @@
 //! everybody else's traffic.
 //!
 //! One index lookup says whose the packet is, one flow lookup finds its flow; no
-//! helper is called but the clock's and the redirect's. It reads only what it
+//! helper is called but the redirect's, and the clock's once in a tick. It reads only what it
 //! decides by, from the frame itself, and keeps little in registers, of which
 //! there are ten. A packet that is anything but plain (tags, options, extension
 //! headers, fragments, short or odd lengths, flags that change a flow's state)
@@ -268,10 +268,10 @@ fn owner(tables: Tables, meta: Meta, needed: u32) -> Option<(*const Backend, u32
     }
 }
 
-/// At home, or else by the tags.
+/// Near its home, or else by the tags.
 #[inline(always)]
 fn find<T: Table>(hash: u64, key: &Key, by: By) -> Option<Found<T>> {
-    match table::at_home::<T>(hash, key, by) {
+    match table::near_home::<T>(hash, key, by) {
         Some(found) => Some(found),
         None => table::find::<T>(hash, key, by),
     }

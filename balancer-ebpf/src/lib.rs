@@ -31,6 +31,8 @@ pub mod icmp;
 #[cfg(target_arch = "bpf")]
 pub mod index;
 #[cfg(target_arch = "bpf")]
+pub mod local;
+#[cfg(target_arch = "bpf")]
 pub mod maps;
 #[cfg(target_arch = "bpf")]
 pub mod open;

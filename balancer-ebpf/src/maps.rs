@@ -59,6 +59,16 @@ setting!(
     half_open_mask: u32
 );
 
+/// What the clock showed at a tick of the kernel's.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Reading {
+    /// The tick; zero before the first reading, when no clock stands there.
+    pub tick: u64,
+    /// Nanoseconds of the coarse monotonic clock.
+    pub ns: u64,
+}
+
 /// The packet at hand, for everything beyond the fast path. On the stack the
 /// verifier would know each field by value and walk that code again for every
 /// combination; from here all values are alike to it. No packet overtakes another
@@ -68,6 +78,9 @@ pub static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 /// Eight bytes to pass a number through that the verifier should forget.
 #[map]
 pub static CELL: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// The clock as this CPU read it last.
+#[map]
+pub static CLOCK: PerCpuArray<Reading> = PerCpuArray::with_max_entries(1, 0);
 /// The reason to report of the packet at hand, plus one.
 #[map]
 pub static NOTED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);

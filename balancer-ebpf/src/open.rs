@@ -6,6 +6,7 @@ use crate::count::{count, event, on_backend, on_both, pass, traffic_in, traffic_
 use crate::flows::{self, By, Entry, Fields, Key};
 use crate::forward::{self, Replacement};
 use crate::frame::{Frame, load};
+use crate::local;
 use crate::maps::{Tables, seed};
 use crate::parse::{Fragment, Packet, proto, tcp};
 use crate::refuse;
@@ -25,6 +26,9 @@ use common::{Addr, Be16, hash};
 /// lie and still complete the handshake: when its first ACK was lost, a later one
 /// acknowledges data too. Small enough that guessing it is no way in.
 const ACK_WINDOW: u32 = 1 << 20;
+
+/// A frontend that is not on its way out, with a backend that is this host itself.
+const LOCAL: u32 = frontend_flags::LOCAL;
 
 /// What to do with a packet once its flow was looked for.
 enum Next {
@@ -77,6 +81,9 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
             refuse::packet::<F>(ctx, p, Unavailable::Reset as u8)
         }
         Next::Unknown if later => pass(Reason::FragmentUnknown),
+        Next::Unknown if frontend.flags & LOCAL == LOCAL && local::owns::<F>(ctx, p) => {
+            pass(Reason::LocalDelivered)
+        }
         Next::Unknown if !is_opener(p) && frontend.flags & frontend_flags::CLOSING == 0 => {
             count(Reason::FlowUnknown);
             refuse::packet::<F>(ctx, p, frontend.unavailable)

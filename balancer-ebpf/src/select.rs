@@ -5,6 +5,7 @@ use crate::atomic;
 use crate::count::{count, on_both, on_frontend};
 use crate::flows::{By, Fields, Key};
 use crate::forward;
+use crate::local;
 use crate::maps::Tables;
 use crate::open::send;
 use crate::parse::{Packet, proto};
@@ -51,6 +52,9 @@ pub fn new_flow<F: Family>(
             (*backend).endpoint,
         )
     };
+    if word & state::LOCAL != 0 {
+        return local::begin(ctx, slot, chosen);
+    }
     let generation = (word >> state::GENERATION_SHIFT) as u8;
     let ns = clock();
     let now = seen(ns);
@@ -141,6 +145,8 @@ pub fn choose<F: Family>(slot: u32, frontend: &Frontend, key: &Key, hash: u64) -
         };
         if word & (state::PRESENT | state::USABLE) != state::PRESENT | state::USABLE {
             count(Reason::BackendSkipped);
+        } else if word & state::LOCAL != 0 {
+            return chosen;
         } else if frontend.snat_count == 0 && taken::<F>(key, hash, endpoint) {
             count(Reason::TupleConflict);
         } else {

@@ -5,13 +5,13 @@ use crate::count::{count, pass};
 use crate::forward::{self, Replacement};
 use crate::fragment;
 use crate::frame::{Frame, load};
-use crate::maps::{SCRATCH, Tables};
+use crate::maps::{CLOCK, SCRATCH, Tables};
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Packet, proto};
 use crate::table::{Established4, Established6, Table};
 use crate::verdict::Verdict;
 use crate::{fast, icmp, open, report};
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::XdpContext;
 use common::Be16;
 use common::counters::Reason;
@@ -43,11 +43,23 @@ impl Family for V6 {
 }
 
 /// Nanoseconds of the monotonic clock, as of the last tick: the exact clock costs
-/// several times as much, and nothing here needs better than milliseconds.
+/// several times as much, and nothing here needs better than milliseconds. That clock
+/// stands still between two ticks, and the verifier makes one load of the question for
+/// the tick: so the clock is called once in a tick and CPU, and not for every packet.
 #[inline(always)]
 pub fn clock() -> u64 {
-    // SAFETY: no arguments.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    let Some(last) = CLOCK.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: no arguments; this CPU's own value.
+    unsafe {
+        let tick = bpf_jiffies64();
+        if (*last).tick != tick {
+            (*last).tick = tick;
+            (*last).ns = bpf_ktime_get_coarse_ns();
+        }
+        (*last).ns
+    }
 }
 
 /// The unit of `seen`.

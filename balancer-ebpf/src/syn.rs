@@ -32,7 +32,7 @@ pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -
     unsafe {
         let key = p.client::<F>(slot);
         if frontend.snat_count != 0
-            || frontend.flags & frontend_flags::CLOSING != 0
+            || frontend.flags & (frontend_flags::CLOSING | frontend_flags::LOCAL) != 0
             || key.port.0 == 0
             || bad_source::<F>(&key.addr)
         {
@@ -50,11 +50,14 @@ pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -
         {
             return None;
         }
-        let claimed = place.claim()?;
-        let Some((chosen, backend, word)) = take_turn(p.tables, slot, frontend) else {
-            claimed.give_back();
-            return None;
-        };
+        // Everything that can be known before, because atomics wait for the entry.
+        let turn = turn(p.tables, slot, frontend)?;
+        let Turn {
+            chosen,
+            backend,
+            word,
+            ..
+        } = turn;
         let hop = forward::hop(backend, word);
         let ingress = p.ingress();
         let fields = Fields {
@@ -69,6 +72,11 @@ pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -
             born: (ns >> BORN_SHIFT) as u32,
         };
         let generation = (word >> state::GENERATION_SHIFT) as u8;
+        let claimed = place.claim()?;
+        if !turn.take() {
+            claimed.give_back();
+            return None;
+        }
         let evicted = claimed.fill(
             hash,
             &fields,
@@ -88,17 +96,24 @@ pub unsafe fn packet<F: Family>(p: &Plain<'_>, slot: u32, frontend: &Frontend) -
     }
 }
 
-/// The next backend of the ring, if it can take the packet at once: only then is the
-/// turn used, so that the slow path finds it where it was. Its slot, entry and state.
+/// The next turn of a frontend's ring, as long as nobody else takes it.
+struct Turn {
+    cursor: *mut u64,
+    position: u64,
+    /// Slot of the backend.
+    chosen: u32,
+    backend: *const Backend,
+    /// The backend's state.
+    word: u32,
+}
+
+/// The turn that is next, if its backend can take the packet at once: only then is it
+/// used, so that the slow path finds it where it was.
 ///
 /// # Safety
 /// As above.
 #[inline(always)]
-unsafe fn take_turn(
-    tables: Tables,
-    slot: u32,
-    frontend: &Frontend,
-) -> Option<(u32, *const Backend, u32)> {
+unsafe fn turn(tables: Tables, slot: u32, frontend: &Frontend) -> Option<Turn> {
     // SAFETY: entries of maps.
     unsafe {
         // One load, so that the ring is of one piece.
@@ -115,12 +130,24 @@ unsafe fn take_turn(
         let backend = tables.backend(chosen);
         let word = (&raw const (*backend).state).read_volatile();
         let needed = state::PRESENT | state::USABLE | state::HOP_PLAIN;
-        if word & (needed | state::STOPPED) != needed {
+        if word & (needed | state::STOPPED | state::LOCAL) != needed {
             return None;
         }
-        if !atomic::compare_exchange(cursor, position, position + 1) {
-            return None;
-        }
-        Some((chosen, backend, word))
+        Some(Turn {
+            cursor,
+            position,
+            chosen,
+            backend,
+            word,
+        })
+    }
+}
+
+impl Turn {
+    /// Uses it. False when another CPU was quicker.
+    #[inline(always)]
+    unsafe fn take(&self) -> bool {
+        // SAFETY: the cursor is in the map's value.
+        unsafe { atomic::compare_exchange(self.cursor, self.position, self.position + 1) }
     }
 }

@@ -146,4 +146,6 @@ reasons! {
     SynRefused = "syn_refused",
     /// A frontend has no ring, or a table entry that must exist does not.
     TableInconsistent = "table_inconsistent",
+    /// Passed: to a backend that is this host itself, or of a connection with it.
+    LocalDelivered = "local_delivered",
 }

@@ -6,8 +6,8 @@
 //! backend (destination) meet the same entry. Within the bucket the forward
 //! direction compares the frontend's slot, the reply the endpoint's.
 //!
-//! A new flow takes the entry at its home (`hash::home`) if that is free, else the one
-//! beside it in the same pair of cache lines, else the nearest behind it.
+//! A new flow takes the entry at its home (`hash::home`) if that is free, else the next
+//! that is near (`hash::near`), else any.
 //! Beside every bucket lie the [`Tags`] of its entries: that a flow is not there is
 //! known from one short line, which is what a new connection has to know.
 //!
@@ -380,20 +380,26 @@ impl Lanes {
         Self(self.0 & self.0.wrapping_sub(1))
     }
 
-    /// The one that is nearest to `home`: there, beside it ([`hash::beside`]), else the
-    /// first behind it, around the end.
+    /// The one that is nearest to `home`, in the order of [`hash::near`], else the first.
     ///
-    /// [`hash::beside`]: crate::hash::beside
+    /// [`hash::near`]: crate::hash::near
     #[inline(always)]
     pub const fn nearest(self, home: usize) -> usize {
-        let pair = self.0 >> (home & !1) & 3;
-        // With the pair to choose from, the neighbour only when home is not free.
-        let other = (pair >> (home & 1) & 1) ^ 1;
-        let in_pair = home ^ other as usize;
-        let twice = self.0 | self.0 << FLOW_BUCKET_ENTRIES;
-        let turned = Self(twice >> home & 0xff);
-        let behind = (turned.first() + home) & (FLOW_BUCKET_ENTRIES - 1);
-        if pair != 0 { in_pair } else { behind }
+        let here = self.0 >> (home & !1) & 3;
+        let neighbours = self.0 >> (home & !1 ^ 2) & 3;
+        // In a pair to choose from, the other one only when that of home's side is not free.
+        let other = (here >> (home & 1) & 1) ^ 1;
+        let another = (neighbours >> (home & 1) & 1) ^ 1;
+        let far = if neighbours != 0 {
+            home ^ 2 ^ another as usize
+        } else {
+            self.first()
+        };
+        if here != 0 {
+            home ^ other as usize
+        } else {
+            far
+        }
     }
 }
 
@@ -427,6 +433,7 @@ const _: () = assert!(size_of::<Flow4>() == 32 && size_of::<Flow6>() == 64);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash;
 
     #[test]
     fn meta_fields_do_not_overlap() {
@@ -472,11 +479,8 @@ mod tests {
             let free = Lanes::free(words);
             assert_eq!(free.count(), free.0.count_ones());
             for home in 0..8 {
-                let behind = (0..8).map(|k| (home + k) % 8);
-                let want = [home, home ^ 1]
-                    .into_iter()
-                    .chain(behind)
-                    .find(|k| tags[*k] == 0);
+                let near = (0..hash::NEAR).map(|step| hash::near(home, step));
+                let want = near.chain(0..8).find(|k| tags[*k] == 0);
                 if let Some(want) = want {
                     assert_eq!(free.nearest(home), want, "{home} in {tags:x?}");
                     assert_eq!(free.first(), free.0.trailing_zeros() as usize);

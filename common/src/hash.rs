@@ -62,11 +62,16 @@ pub const fn home(hash: u64) -> usize {
     (hash >> 61) as usize
 }
 
-/// Where it is looked for next: in the same cache line (IPv4), or in the one that comes
-/// along with it (IPv6). Most flows are in one of the two.
+/// Places in the order in which a flow is looked for there: its home, the one beside it
+/// in the same cache line (IPv4) or in the one that comes along with it (IPv6), then the
+/// neighbours of these two, in the same page. Most flows are in one of the first two, and
+/// nearly all in one of the four.
+pub const NEAR: usize = 4;
+
+/// The place after `step` others, in that order.
 #[inline(always)]
-pub const fn beside(home: usize) -> usize {
-    home ^ 1
+pub const fn near(home: usize, step: usize) -> usize {
+    home ^ step
 }
 
 /// The tag of a flow beside its bucket: bits that do not choose the bucket, and the

@@ -23,4 +23,4 @@ pub use addr::{Addr, Be16};
 /// Version of the map layouts in this crate. Raised on every change that a
 /// program of an older build could not read; an agent that finds another
 /// version pinned refuses to adopt the maps and says so.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -30,8 +30,8 @@ pub mod names {
     pub const TAGS6: &str = "TAGS6";
     /// `Array<Tags>`, beside the buckets of `HALF_OPEN`.
     pub const TAGS_HALF_OPEN: &str = "TAGS_HALF_OPEN";
-    /// `Array<u64>`: for each bucket of `HALF_OPEN`, whose turn it is to give way. The
-    /// program's own: not pinned.
+    /// `Array<u64>`: for each bucket of `HALF_OPEN` a byte, [`super::HANDS_IN_WORD`] to a
+    /// word, whose turn it is to give way. The program's own: not pinned.
     pub const HANDS: &str = "HANDS";
     /// `LruHash<FragmentKey, u32>`: ports of fragmented datagrams.
     pub const FRAGMENTS: &str = "FRAGMENTS";
@@ -60,6 +60,9 @@ pub mod names {
     /// The read-only global that holds [`super::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
 }
+
+/// Hands in a word of `HANDS`: small enough together to stay in a near cache.
+pub const HANDS_IN_WORD: u32 = 8;
 
 /// Everything that the agent writes and the program reads at fixed sizes: the value
 /// of one map, so that a packet finds all of it by one lookup and additions.
@@ -161,6 +164,9 @@ pub mod frontend_flags {
     /// Removed from the configuration: flows that exist go on, new packets pass
     /// to the stack as if the address were not balanced.
     pub const CLOSING: u32 = 2;
+    /// A backend of its is this host itself ([`super::state::LOCAL`]): what belongs to no
+    /// flow may belong to a connection of the host's own stack.
+    pub const LOCAL: u32 = 4;
 }
 
 /// One frontend.
@@ -272,6 +278,9 @@ pub mod state {
     pub const WATCHED: u32 = 1 << 5;
     /// That hop sends an untagged frame without a tag, as most do.
     pub const HOP_PLAIN: u32 = 1 << 6;
+    /// The backend is this host itself: its packets are left to the stack as they came,
+    /// and no flow is kept, as the stack knows its connections.
+    pub const LOCAL: u32 = 1 << 7;
     /// First bit of the slot's generation (8 bits).
     pub const GENERATION_SHIFT: u32 = 24;
 }

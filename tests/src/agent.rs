@@ -38,7 +38,8 @@ pub struct Agent {
     dir: TempDir,
     pins: PinDir,
     interfaces: Vec<String>,
-    xdp: String,
+    /// Further keys of `[xdp]`; nothing: no such section.
+    xdp: Option<String>,
     private_mounts: bool,
 }
 
@@ -77,9 +78,20 @@ impl Agent {
         Self::prepare_with(ns, interfaces, "", config)
     }
 
+    /// An agent without a kernel side, for the web tier.
+    #[track_caller]
+    pub fn prepare_plain(ns: &Netns, config: &str) -> Self {
+        Self::build(ns, &[], None, config)
+    }
+
     /// Like [`prepare`](Self::prepare), with further keys for `[xdp]`.
     #[track_caller]
     pub fn prepare_with(ns: &Netns, interfaces: &[String], xdp: &str, config: &str) -> Self {
+        Self::build(ns, interfaces, Some(xdp.to_owned()), config)
+    }
+
+    #[track_caller]
+    fn build(ns: &Netns, interfaces: &[String], xdp: Option<String>, config: &str) -> Self {
         let binary =
             std::env::var_os("BALANCER_BIN").map_or_else(|| sibling("balancer"), PathBuf::from);
         let dir = tempfile::Builder::new()
@@ -93,7 +105,7 @@ impl Agent {
             dir,
             pins: PinDir::new(),
             interfaces: interfaces.to_vec(),
-            xdp: xdp.to_owned(),
+            xdp,
             private_mounts: false,
         };
         agent.write_config(config);
@@ -188,13 +200,14 @@ impl Agent {
     #[track_caller]
     pub fn write_config(&self, config: &str) {
         let list: Vec<String> = self.interfaces.iter().map(|i| format!("{i:?}")).collect();
-        let text = format!(
-            "[xdp]\ninterfaces = [{}]\npin_dir = {:?}\n{}\n[admin]\nsocket = {:?}\n\n{config}",
-            list.join(", "),
-            self.pin_dir(),
-            self.xdp,
-            self.socket(),
-        );
+        let xdp = self.xdp.as_ref().map_or_else(String::new, |keys| {
+            format!(
+                "[xdp]\ninterfaces = [{}]\npin_dir = {:?}\n{keys}\n",
+                list.join(", "),
+                self.pin_dir(),
+            )
+        });
+        let text = format!("{xdp}[admin]\nsocket = {:?}\n\n{config}", self.socket());
         // As an editor does: whoever reads sees the old or the new, whole.
         let aside = self.dir.path().join("config.new");
         fs::write(&aside, text).expect("write a configuration");

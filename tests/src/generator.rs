@@ -436,7 +436,8 @@ impl Generator {
             let spec = &mut world.frontends[usize::from(slot)];
             match rng.random_range(0..8) {
                 0 => spec.closing = true,
-                1..4 => spec.closing = false,
+                1..3 => spec.closing = false,
+                3 => spec.local = spec.proto == crate::packets::TCP && !spec.local,
                 _ if spec.ring.is_empty() => {
                     // The standard ring, some slots several times.
                     spec.ring = World::standard().frontends[usize::from(slot)].ring.clone();
@@ -454,7 +455,8 @@ impl Generator {
         let spec = &mut world.backends[usize::from(slot)];
         let server = 1 + (slot % 6) as u8;
         match rng.random_range(0..24) {
-            0 | 1 => spec.usable = false,
+            0 => spec.usable = false,
+            1 => spec.local = spec.proto == crate::packets::TCP && !spec.local,
             2 => {
                 spec.stopped = true;
                 spec.usable = false;

@@ -4,6 +4,9 @@
 //! Harness functions panic with a message that says what was expected: a test
 //! is one straight line, and what it built is taken down while it unwinds.
 //!
+//! The web tier has a module of its own, [`http`]: application servers, raw and lax
+//! readers of HTTP, and scenes of one namespace with a balancer on loopback.
+//!
 //! Packet tests need less: [`packets`] describes frames, [`setup`] a small world
 //! for the kernel's tables, [`xdp`] runs the real program on one frame, [`model`]
 //! says what it must do, [`case`] and [`generator`] bring them together, and
@@ -17,6 +20,7 @@ pub mod counters;
 pub mod decode;
 pub mod demo;
 pub mod generator;
+pub mod http;
 pub mod icmp;
 pub mod load;
 pub mod model;

@@ -79,6 +79,8 @@ pub struct FrontendSpec {
     pub snat: Vec<u8>,
     /// No new flows.
     pub closing: bool,
+    /// A backend may be the host itself.
+    pub local: bool,
 }
 
 /// One backend.
@@ -98,6 +100,8 @@ pub struct BackendSpec {
     pub stopped: bool,
     /// Passive signs are told.
     pub watched: bool,
+    /// The host itself.
+    pub local: bool,
     /// The slot's generation.
     pub generation: u8,
     /// How frames reach it.
@@ -239,6 +243,7 @@ impl World {
                 usable: true,
                 stopped: false,
                 watched: false,
+                local: false,
                 generation: 1,
                 hop: Some(hop_keep(*server)),
             });
@@ -251,6 +256,7 @@ impl World {
             ring,
             snat: snat.to_vec(),
             closing: false,
+            local: false,
         });
     }
 
@@ -360,6 +366,9 @@ impl World {
         if spec.closing {
             flags |= frontend_flags::CLOSING;
         }
+        if spec.local {
+            flags |= frontend_flags::LOCAL;
+        }
         tables.frontends.write(
             u32::from(slot),
             Frontend {
@@ -410,6 +419,7 @@ impl World {
             (spec.usable, state::USABLE),
             (spec.stopped, state::STOPPED),
             (spec.watched, state::WATCHED),
+            (spec.local, state::LOCAL),
             (true, spec.hop.as_ref().map_or(0, Hop::bits)),
             (slot % 2 == 1, state::HOP_SLOT),
         ] {

@@ -25,7 +25,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             .args(["build", "--release"])
             .args(["--package", "balancer-agent", "--bin", "balancer"])
             .args(["--package", "balancer-tests", "--bin", "demo"])
-            .args(["--bin", "testserver"]),
+            .args(["--bin", "testserver", "--bin", "appserver"]),
     )?;
     let status = place::cargo()
         .args(["run", "--quiet", "--release", "--package", "balancer-tests"])

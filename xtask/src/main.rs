@@ -31,7 +31,7 @@ enum Task {
     Test(test::Arguments),
     /// Run a benchmark (needs root).
     Bench(bench::Arguments),
-    /// Show it all: a client, a balancer and three servers in namespaces (needs root).
+    /// Show it all: clients, balancers and servers in namespaces (needs root).
     Demo(demo::Arguments),
 }
 

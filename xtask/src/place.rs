@@ -34,7 +34,13 @@ pub fn cargo() -> Command {
     command.current_dir(root());
     let path = env::var_os("PATH").unwrap_or_default();
     let ours = tools().join("bin");
-    if let Ok(path) = env::join_paths([ours].into_iter().chain(env::split_paths(&path))) {
+    // A user's path often lacks the last two, where daemons and network tools are.
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let all = [ours]
+        .into_iter()
+        .chain(env::split_paths(&path))
+        .chain(system);
+    if let Ok(path) = env::join_paths(all) {
         command.env("PATH", path);
     }
     if env::var_os("CARGO_TARGET_DIR").is_some() {

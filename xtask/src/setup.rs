@@ -1,6 +1,9 @@
 //! `setup`: finds what building and testing need, says what is missing, and installs
 //! it. Run again, it finds everything there and does nothing.
 
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -28,14 +31,25 @@ const COMPILER: [&str; 5] = [
 ];
 
 /// A program that tests or builds call, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("c++", "build-essential"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ethtool", "ethtool"),
     ("ps", "procps"),
     ("mount", "mount"),
+    ("curl", "curl"),
+    ("haproxy", "haproxy"),
+    ("nginx", "nginx"),
+    ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
 ];
+
+/// Packages whose daemon Debian starts when it installs them, and at every boot; here they
+/// are only programs for tests and benchmarks.
+const DAEMONS: [&str; 2] = ["haproxy", "nginx"];
+/// What Debian asks before it starts a daemon.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Finds, says, installs.
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -155,13 +169,92 @@ fn install_packages(packages: &[String]) -> Result<()> {
         "Updating the package lists",
         apt().arg("update"),
     )?;
-    ui::step(
+    let daemons = DAEMONS
+        .iter()
+        .filter(|daemon| packages.iter().any(|package| package == *daemon));
+    let daemons: Vec<&str> = daemons.copied().collect();
+    let quiet = Quiet::begin(!daemons.is_empty())?;
+    let installed = ui::step(
         "apt-install",
         &format!("Installing {list}"),
         apt()
             .args(["install", "--yes", "--no-install-recommends"])
             .args(packages),
-    )
+    );
+    drop(quiet);
+    // Also after a failure: some of them may be there.
+    daemons.iter().for_each(|daemon| keep_stopped(daemon));
+    installed
+}
+
+/// While it lives, Debian starts no daemons.
+struct Quiet(bool);
+
+impl Quiet {
+    /// Nothing is done where it is not needed, or where there is a policy already.
+    fn begin(needed: bool) -> Result<Self> {
+        if !needed || Path::new(POLICY).exists() {
+            return Ok(Self(false));
+        }
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o755)
+            .open(POLICY)
+            .with_context(|| format!("create {POLICY}"))?;
+        let made = Self(true);
+        file.write_all(b"#!/bin/sh\nexit 101\n")
+            .with_context(|| format!("write {POLICY}"))?;
+        Ok(made)
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if self.0
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!("could not remove {POLICY}: {error}");
+        }
+    }
+}
+
+/// Stops a daemon that has just been installed (under a policy of this system's own it may
+/// have been started), and keeps it from starting at boot.
+fn keep_stopped(daemon: &str) {
+    let systemd = Path::new("/run/systemd/system").exists() && in_path("systemctl").is_some();
+    let commands: &[&[&str]] = match systemd {
+        true => &[&["systemctl", "disable", "--now"]],
+        false => &[
+            &["service", "NAME", "stop"],
+            &["update-rc.d", "NAME", "disable"],
+        ],
+    };
+    for command in commands {
+        let mut words: Vec<&str> = command
+            .iter()
+            .map(|word| match *word {
+                "NAME" => daemon,
+                word => word,
+            })
+            .collect();
+        if systemd {
+            words.push(daemon);
+        }
+        let Some(program) = in_path(words[0]) else {
+            continue;
+        };
+        let done = Command::new(program)
+            .args(&words[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if !done.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            // It says so of daemons that do not run.
+            println!("  note: `{}` ended with {done:?}", words.join(" "));
+        }
+    }
 }
 
 /// Builds the linker against the LLVM of the kernel compiler, with the host's cargo.

@@ -1,6 +1,7 @@
 //! `test`: checks of form, the unit tests, the tests that need root, and at the end one
 //! table and one line that say how it went.
 
+use std::fs;
 use std::io::{Read as _, Write as _, stdout};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -69,13 +70,22 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
             ui::step("build-test", "Building balancer", &mut build)
         })
     {
-        println!("\n==> Tests with namespaces and the kernel program");
-        let mut command = place::cargo();
-        command
-            .args(["test", "--package", "balancer-tests", "--test", "*"])
-            .args(["--no-fail-fast", "--", "--test-threads=1"])
-            .args(&arguments.filter);
-        table.run("root tests", command)?;
+        let (web, kernel) = suites()?;
+        for (title, suites, threads) in [
+            ("the kernel program", kernel, 1),
+            ("the web tier", web, WEB_THREADS),
+        ] {
+            println!("\n==> Tests with namespaces and {title}");
+            let mut command = place::cargo();
+            command.args(["test", "--package", "balancer-tests", "--no-fail-fast"]);
+            for suite in suites {
+                command.args(["--test", &suite]);
+            }
+            command
+                .args(["--", &format!("--test-threads={threads}")])
+                .args(&arguments.filter);
+            table.run(&format!("root tests of {title}"), command)?;
+        }
     }
     table.print();
     let (passed, failed, skipped) = table.sums();
@@ -84,6 +94,30 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(failed == 0 && passed > 0)
+}
+
+/// Tests of the web tier at a time: each has a namespace of its own, and most of them wait
+/// most of the time.
+const WEB_THREADS: usize = 3;
+
+/// The suites with root's tests: of the web tier, and the others, which share devices and
+/// the kernel's tables and run one test after the other.
+fn suites() -> Result<(Vec<String>, Vec<String>)> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(place::root().join("tests/tests"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(
+                path.file_stem()
+                    .and_then(|stem| stem.to_str())
+                    .map(str::to_owned),
+            );
+        }
+    }
+    names.sort_unstable();
+    Ok(names
+        .into_iter()
+        .partition(|name| name.starts_with("http_")))
 }
 
 /// Does what the tests need; when that fails, shows why and counts it as failed.

@@ -5,7 +5,7 @@
 //! a round over ten thousand backends compares numbers, not names, and the same
 //! input always gives the same plan.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub trait View {
     fn activation(&self, backend: &BackendName) -> Option<Activation>;
     /// How a frame reaches that server; `None` while it is not known.
     fn hop(&self, server: IpAddr) -> Option<Hop>;
+    /// Whether that server is this host itself.
+    fn local(&self, server: IpAddr) -> bool;
     /// The devices that the program is attached to.
     fn devices(&self) -> Vec<DeviceWanted>;
 }
@@ -39,6 +41,8 @@ pub struct Seen {
     pub activation: HashMap<BackendName, Activation>,
     /// Next hops that are resolved.
     pub hops: HashMap<IpAddr, Hop>,
+    /// Addresses of this host itself.
+    pub local: HashSet<IpAddr>,
     /// Attached devices.
     pub devices: Vec<DeviceWanted>,
 }
@@ -52,6 +56,9 @@ impl View for Seen {
     }
     fn hop(&self, server: IpAddr) -> Option<Hop> {
         self.hops.get(&server).copied()
+    }
+    fn local(&self, server: IpAddr) -> bool {
+        self.local.contains(&server)
     }
     fn devices(&self) -> Vec<DeviceWanted> {
         self.devices.clone()
@@ -96,6 +103,8 @@ pub struct BackendWanted {
     pub watched: bool,
     /// How frames reach it, if that is known.
     pub hop: Option<Hop>,
+    /// It is this host itself.
+    pub local: bool,
 }
 
 /// The order of a pool's usable backends for one protocol.
@@ -127,6 +136,8 @@ pub struct FrontendWanted {
     pub unavailable: Unavailable,
     /// Source addresses to translate to, of the frontend's family.
     pub snat: Vec<IpAddr>,
+    /// One of its backends is this host itself.
+    pub local: bool,
 }
 
 /// An attached device.
@@ -151,7 +162,7 @@ impl Desired {
         desired.devices.sort();
         desired.devices.dedup();
         desired.add_pools(config, view);
-        desired.add_frontends(config);
+        desired.add_frontends(config, view);
         desired
     }
 
@@ -230,6 +241,7 @@ impl Desired {
                 && activation == Activation::Active
                 && view.health(&name) == Health::Up;
             let hop = view.hop(backend.address.ip());
+            let local = view.local(backend.address.ip());
             let id = backend_id(&name);
             place[i] = first + at * stride;
             weights[i] = if usable { backend.weight } else { 0 };
@@ -245,6 +257,8 @@ impl Desired {
                     watched: protocol == Protocol::Tcp
                         && (passive.refused || passive.unanswered.is_some()),
                     hop,
+                    // Nothing of the agent's answers datagrams.
+                    local: local && protocol == Protocol::Tcp,
                 });
             }
         }
@@ -264,7 +278,7 @@ impl Desired {
 
     /// Every frontend, an echo entry for each of their addresses, and the source
     /// addresses that they use.
-    fn add_frontends(&mut self, config: &Config) {
+    fn add_frontends(&mut self, config: &Config, view: &dyn View) {
         let pools: HashMap<&str, &Arc<Pool>> = config.pools.iter().map(|p| (&*p.name, p)).collect();
         for frontend in &config.frontends {
             let Some(pool) = pools.get(&*frontend.pool) else {
@@ -292,6 +306,8 @@ impl Desired {
                 ring: ring.ok().map(|r| r as u32),
                 unavailable: pool.unavailable,
                 snat,
+                local: frontend.protocol == Protocol::Tcp
+                    && pool.backends.iter().any(|b| view.local(b.address.ip())),
             });
             self.frontends.push(FrontendWanted {
                 name: None,
@@ -301,6 +317,7 @@ impl Desired {
                 ring: None,
                 unavailable: Unavailable::Pass,
                 snat: Vec::new(),
+                local: false,
             });
         }
         let key = |f: &FrontendWanted| (f.address.ip(), f.address.port(), f.proto);

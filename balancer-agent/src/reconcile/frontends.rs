@@ -6,7 +6,7 @@ use common::checksum;
 use common::tables::{Frontend, RingRef, frontend_flags};
 
 use super::desired::FrontendWanted;
-use super::plan::{Planner, Problem, service};
+use super::plan::{Planner, Problem, frontend_bits, service};
 use super::step::{Index, Step};
 
 /// A frontend's snat slots, as many as hold, and repeated to the end.
@@ -94,7 +94,7 @@ impl Planner<'_> {
         self.step(Step::FrontendFlags {
             slot,
             unavailable,
-            flags: frontend_flags::PRESENT,
+            flags: frontend_bits(wanted),
         });
         self.have.frontend_end = self.have.frontend_end.max(u32::from(slot) + 1);
         self.have.frontends.insert(key, slot);
@@ -142,7 +142,7 @@ impl Planner<'_> {
             self.step(snat);
         }
         let unavailable = wanted.unavailable as u8;
-        let flags = frontend_flags::PRESENT;
+        let flags = frontend_bits(wanted);
         if (entry.unavailable, entry.flags) != (unavailable, flags) {
             self.step(Step::FrontendFlags {
                 slot,

@@ -18,7 +18,7 @@ use common::tables::{Device, RingRef, SnatAddress, frontend_flags, state};
 use common::{Addr, Be16};
 
 use super::apply::{apply, state_of};
-use super::desired::{BackendWanted, Desired};
+use super::desired::{BackendWanted, Desired, FrontendWanted};
 use super::memory::{Assigned, Lingering, Memory, NOBODY, REST, Regions, referenced};
 use super::observed::{BackendKey, Observed, Service, region};
 use super::step::{Index, Step};
@@ -543,6 +543,15 @@ pub(super) fn flags(wanted: &BackendWanted) -> u32 {
         | bit(wanted.usable, state::USABLE)
         | bit(wanted.stopped, state::STOPPED)
         | bit(wanted.watched, state::WATCHED)
+        | bit(wanted.local, state::LOCAL)
+}
+
+/// Flags that follow from what is wanted.
+pub(super) fn frontend_bits(wanted: &FrontendWanted) -> u32 {
+    match wanted.local {
+        true => frontend_flags::PRESENT | frontend_flags::LOCAL,
+        false => frontend_flags::PRESENT,
+    }
 }
 
 pub(super) fn service(address: std::net::SocketAddr, proto: u8) -> Service {

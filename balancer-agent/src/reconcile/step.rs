@@ -252,6 +252,7 @@ impl fmt::Display for Step {
                     flags & frontend_flags::CLOSING != 0,
                 ) {
                     (false, _) => "free",
+                    (true, false) if flags & frontend_flags::LOCAL != 0 => "present, local",
                     (true, false) => "present",
                     (true, true) => "closing",
                 };
@@ -298,6 +299,7 @@ fn backend_state(f: &mut fmt::Formatter<'_>, word: u32) -> fmt::Result {
         (state::USABLE, "usable"),
         (state::STOPPED, "stopped"),
         (state::WATCHED, "watched"),
+        (state::LOCAL, "local"),
     ] {
         if word & bit != 0 {
             write!(f, " {name}")?;

@@ -168,6 +168,10 @@ impl View for World {
         self.hops.get(&server).copied()
     }
 
+    fn local(&self, server: IpAddr) -> bool {
+        matches!(self.links.hops.get(&server), Some(Err(HopProblem::Local)))
+    }
+
     fn devices(&self) -> Vec<DeviceWanted> {
         let device = |&ifindex: &u32| {
             let link = self.links.links.get(&ifindex)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use balancer_tests::bench::figure::Report;
-use balancer_tests::bench::{flows, scale, tcp, veth, xdp};
+use balancer_tests::bench::{chaos, flows, http, idle, scale, tcp, veth, xdp};
 use clap::{Parser, Subcommand};
 
 /// Measures the balancer.
@@ -36,6 +36,12 @@ enum What {
     Tcp,
     /// A million flows at once: memory, evictions, time to count them.
     Flows,
+    /// The web tier beside HAProxy and nginx.
+    Http,
+    /// A minute of load on the web tier while servers are killed and restarted.
+    HttpChaos,
+    /// Ten thousand idle connections and a thousand slow clients of the web tier.
+    HttpIdle,
     /// A thousand frontends and ten thousand backends: time until a verdict holds.
     Scale,
 }
@@ -57,6 +63,9 @@ fn main() -> Result<()> {
         }
         What::Veth => veth::run(&mut report, quick)?,
         What::Tcp => tcp::run(&mut report, quick)?,
+        What::Http => http::run(&mut report, quick)?,
+        What::HttpChaos => chaos::run(&mut report, quick)?,
+        What::HttpIdle => idle::run(&mut report, quick)?,
         What::Flows => flows::run(&mut report)?,
         What::Scale => scale::run(&mut report)?,
     }

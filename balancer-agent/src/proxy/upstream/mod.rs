@@ -155,6 +155,10 @@ impl BodyFault {
 }
 
 /// A response's body.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and a box would be an allocation for each request"
+)]
 pub enum ResponseBody {
     /// Of HTTP/1.1.
     Http1(h1::H1Body),

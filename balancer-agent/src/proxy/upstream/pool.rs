@@ -30,6 +30,10 @@ const STREAMS: usize = 100;
 const HTTP2_CONNECTIONS: usize = 4;
 
 /// What a request gets from a backend.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and a box would be an allocation for each request"
+)]
 pub enum Sent {
     /// A response.
     Response(Box<Incoming>, ResponseBody),

@@ -20,7 +20,7 @@ use common::{Addr, hash};
 
 use super::desired::{BackendWanted, Desired, Seen};
 use super::observed::{BackendKey, Service, region};
-use super::plan::{backend_key, service};
+use super::plan::{backend_key, frontend_bits, service};
 use super::step::{Index, Step};
 use super::{Reconciler, Report, apply, state_of};
 use crate::dataplane::Tables;
@@ -336,6 +336,7 @@ pub fn check_desired(tables: &Tables, desired: &Desired, settled: bool) {
         assert_eq!(has(state::USABLE), wanted.usable, "{}", wanted.name);
         assert_eq!(has(state::STOPPED), wanted.stopped, "{}", wanted.name);
         assert_eq!(has(state::WATCHED), wanted.watched, "{}", wanted.name);
+        assert_eq!(has(state::LOCAL), wanted.local, "{}", wanted.name);
         let which = usize::from(has(state::HOP_SLOT));
         let hop = has(state::HOP_VALID).then(|| entry.hops[which]);
         if settled || hop.is_some() {
@@ -349,7 +350,7 @@ pub fn check_desired(tables: &Tables, desired: &Desired, settled: bool) {
             service(wanted.address, wanted.proto),
         );
         let entry = tables.frontends.read(u32::from(slot.expect("indexed")));
-        assert_eq!(entry.flags, frontend_flags::PRESENT);
+        assert_eq!(entry.flags, frontend_bits(wanted));
         assert_eq!(entry.unavailable, wanted.unavailable as u8);
         assert_eq!(entry.id, wanted.id);
         let order: Vec<u32> = match wanted.ring {
