@@ -28,6 +28,7 @@ struct Agent {
     dir: TempDir,
     process: Child,
     address: SocketAddr,
+    _silence: TcpListener,
 }
 
 impl Agent {
@@ -42,6 +43,9 @@ impl Agent {
                 .unwrap()
         };
         let (address, nobody) = (free(), free());
+        // Takes connections, and never says anything.
+        let silence = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = silence.local_addr().unwrap();
         let here = dir.path().display();
         let text = format!(
             r#"
@@ -53,6 +57,10 @@ impl Agent {
             name = "www"
             mode = "http"
             address = "{address}"
+            [frontend.limits]
+            body_bytes = 1000
+            [frontend.timeouts]
+            body_idle = "300ms"
             [frontend.log]
             file = "{here}/access.log"
             format = "{format}"
@@ -63,6 +71,16 @@ impl Agent {
             [[frontend.site.mount]]
             pattern = "/app/*"
             pool = "app"
+            [[frontend.site.mount]]
+            pattern = "/taken/*"
+            pool = "taken"
+            [[pool]]
+            name = "taken"
+            [pool.check]
+            type = "none"
+            [[pool.backend]]
+            name = "silent"
+            address = "{silent}"
             [[pool]]
             name = "app"
             [pool.check]
@@ -86,6 +104,7 @@ impl Agent {
             dir,
             process,
             address,
+            _silence: silence,
         };
         wait("the agent to listen", || {
             if let Some(status) = agent.process.try_wait().unwrap() {
@@ -241,6 +260,37 @@ fn a_rotated_log_is_opened_again_by_command_and_by_signal() {
     );
     agent.get("/4");
     wait("a line", || agent.lines("access.log.3").len() == 2);
+}
+
+/// What the framing guard refuses in the middle of a body is in the log as the client saw it.
+#[test]
+fn a_body_that_is_refused_half_way_is_logged_as_it_was_answered() {
+    let agent = Agent::start("json");
+    let post = |target: &str, body: &str| {
+        agent.ask(&format!(
+            "POST /taken/{target} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{body}"
+        ))
+    };
+    let large = format!("800\r\n{}\r\n", "x".repeat(0x800));
+    for (target, body, status, cause) in [
+        ("large", &*large, 413, "refused"),
+        ("slow", "1\r\n", 408, "client-timeout"),
+    ] {
+        let answer = post(target, body);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{target}: {answer}"
+        );
+        let mut line = None;
+        wait("the line", || {
+            let lines = agent.lines("access.log");
+            line = lines.into_iter().find(|line| line.contains(target));
+            line.is_some()
+        });
+        let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        assert_eq!(line["status"], status, "{line:#}");
+        assert_eq!(line["cause"], cause, "{line:#}");
+    }
 }
 
 #[test]

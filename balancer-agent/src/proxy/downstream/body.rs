@@ -15,7 +15,7 @@ use super::guard::Refusal;
 use super::http2::{self, Streams};
 use super::state::{RATE_WINDOW, State, slow};
 use super::timer::{Timer, ticks};
-use crate::proxy::types::BodyError;
+use crate::proxy::types::{BodyError, Cause};
 
 /// The body of a response of HTTP/1. Dropping it ends the request in the connection's
 /// account, whether hyper took all of it or not.
@@ -133,10 +133,44 @@ impl HttpBody for SentStream {
     }
 }
 
-/// Why a request's body ended early.
+/// A request's body was refused: it is an error of the body, or the source of one.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Ended(&'static str);
+#[error("{reason}")]
+pub struct Ended {
+    /// What the client is answered, if it has no response yet.
+    pub status: u16,
+    /// For the log.
+    pub cause: Cause,
+    reason: &'static str,
+}
+
+impl Ended {
+    /// By a refusal.
+    pub(super) fn by(refusal: &Refusal) -> Self {
+        Self {
+            status: refusal.status,
+            cause: refusal.cause.cause(),
+            reason: refusal.reason,
+        }
+    }
+
+    /// The refusal that an error of a body tells of; without one the client went away.
+    pub fn of<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        loop {
+            if let Some(ended) = error.downcast_ref() {
+                return Some(ended);
+            }
+            // An error of input and output does not have what it carries as its source.
+            let carried = error
+                .downcast_ref::<std::io::Error>()
+                .and_then(|e| e.get_ref());
+            error = match carried {
+                Some(carried) => carried,
+                None => error.source()?,
+            };
+        }
+    }
+}
 
 /// The body of a request of HTTP/2: limited in size, rate and silence.
 pub(super) struct Received {
@@ -172,7 +206,7 @@ impl Received {
 
     fn refuse(&self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.refusal.set(Some(refusal));
-        Poll::Ready(Some(Err(Ended(refusal.reason).into())))
+        Poll::Ready(Some(Err(Ended::by(&refusal).into())))
     }
 
     /// Nothing is there: has it been so for too long?

@@ -55,13 +55,7 @@ impl Door {
     /// Counts a refusal and tells the handler.
     pub fn refuse(&self, connection: &Connection, head: &[u8], refusal: &Refusal) {
         self.live().refuse(refusal.cause);
-        let cause = match refusal.cause {
-            Refused::Timeout => Cause::ClientTimeout,
-            Refused::Connections | Refused::SourceConnections | Refused::SourceRequests => {
-                Cause::Overload
-            }
-            _ => Cause::Refused,
-        };
+        let cause = refusal.cause.cause();
         self.refusals
             .refused(connection, head, refusal.status, cause);
     }

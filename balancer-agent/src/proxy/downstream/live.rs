@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
+use crate::proxy::types::Cause;
+
 /// Why a client was turned away before its request was handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refused {
@@ -44,6 +46,15 @@ impl Refused {
         Self::TlsHandshake,
         Self::Http2,
     ];
+
+    /// How a request that it met ended, for the log.
+    pub const fn cause(self) -> Cause {
+        match self {
+            Self::Timeout => Cause::ClientTimeout,
+            Self::Connections | Self::SourceConnections | Self::SourceRequests => Cause::Overload,
+            _ => Cause::Refused,
+        }
+    }
 
     /// Short word for metrics.
     pub const fn word(self) -> &'static str {

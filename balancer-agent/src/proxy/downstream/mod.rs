@@ -47,6 +47,7 @@ use http::{Request, Response};
 
 use super::types::{Body, Cause, Connection};
 
+pub use body::Ended;
 pub use inform::Inform;
 pub use listeners::{Listeners, PrepareError, PreparedListeners};
 pub use live::{FrontendLive, Refused};

@@ -261,8 +261,13 @@ pub(super) async fn serve(
                         reply::status_page(StatusCode::GATEWAY_TIMEOUT)
                     }
                     SendError::Local(_) => reply::maintenance(None, RETRY_AFTER),
-                    // The client's connection decides what it gets.
-                    SendError::Client(_) => reply::status_page(StatusCode::BAD_REQUEST),
+                    // The client's connection answers itself what it has refused; the log is
+                    // to say the same.
+                    SendError::Client(error) => {
+                        let status = downstream::Ended::of(&**error).map(|ended| ended.status);
+                        let status = status.and_then(|s| StatusCode::from_u16(s).ok());
+                        reply::status_page(status.unwrap_or(StatusCode::BAD_REQUEST))
+                    }
                     _ => reply::status_page(StatusCode::BAD_GATEWAY),
                 };
                 return refuse(response, frontend, connection, journal, cause);

@@ -27,6 +27,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::Frame;
 
+use crate::proxy::downstream::Ended;
 use crate::proxy::types::{BodyError, Cause};
 use body::RequestBody;
 use head::Malformed;
@@ -100,7 +101,7 @@ impl SendError {
             Self::Stale | Self::Closed(_) | Self::Cut(_) | Self::Malformed(_) | Self::Http2(_) => {
                 Cause::BackendAborted
             }
-            Self::Client(_) => Cause::ClientAborted,
+            Self::Client(error) => client_cause(error),
         }
     }
 
@@ -111,6 +112,11 @@ impl SendError {
             Self::Connect(_) | Self::Tls(_) | Self::ConnectTimeout | Self::Local(_)
         )
     }
+}
+
+/// How a request ended whose body failed.
+fn client_cause(error: &BodyError) -> Cause {
+    Ended::of(&**error).map_or(Cause::ClientAborted, |ended| ended.cause)
 }
 
 /// An attempt that failed.
@@ -149,7 +155,7 @@ impl BodyFault {
         match self {
             Self::Cut(_) | Self::Malformed(_) | Self::Http2(_) => Cause::BackendAborted,
             Self::Timeout => Cause::BackendTimeout,
-            Self::Client(_) => Cause::ClientAborted,
+            Self::Client(error) => client_cause(error),
         }
     }
 }

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::body::Ended;
 use super::door::Ticket;
 use super::guard::{Bounds, Guard, Refusal};
 use super::source::Allowed;
@@ -297,8 +298,9 @@ impl GuardIo {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if self.state.body_refusal.get().is_some() {
-                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            if let Some(refusal) = self.state.body_refusal.get() {
+                let ended = Ended::by(&refusal);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, ended)));
             }
             if self.state.refusal.get().is_some() {
                 // After the responses to the requests before.
