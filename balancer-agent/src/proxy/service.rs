@@ -377,7 +377,9 @@ fn refuse(
     dress(&mut response, frontend, connection);
     journal.status(response.status().as_u16());
     // Ended at once: this says what went wrong, not whether the client heard of it.
-    let bytes = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
+    let bytes = http_body::Body::size_hint(response.body())
+        .exact()
+        .unwrap_or(0);
     journal.sent(usize::try_from(bytes).unwrap_or(0));
     journal.end(cause);
     response

@@ -260,8 +260,15 @@ fn a_renamed_file_gets_what_came_before_and_a_new_one_the_rest() {
     assert!(files.flush(LONG));
     let mut all = rotated;
     all.extend(targets(&path));
-    let expected: Vec<String> = (0..written).map(|n| format!("/{n}")).collect();
-    assert_eq!(all, expected);
+    // A line that found its buffer just being emptied took another one: it may be a little
+    // out of order, but every line is in one of the files, once.
+    let mut numbers: Vec<usize> = all.iter().map(|t| t[1..].parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert!(
+        numbers.iter().copied().eq(0..written),
+        "of {written}: {}",
+        numbers.len()
+    );
 }
 
 #[test]
