@@ -75,13 +75,6 @@ impl Agent {
             pattern = "/taken/*"
             pool = "taken"
             [[pool]]
-            name = "taken"
-            [pool.check]
-            type = "none"
-            [[pool.backend]]
-            name = "silent"
-            address = "{silent}"
-            [[pool]]
             name = "app"
             [pool.check]
             type = "none"
@@ -90,6 +83,13 @@ impl Agent {
             [[pool.backend]]
             name = "s1"
             address = "{nobody}"
+            [[pool]]
+            name = "taken"
+            [pool.check]
+            type = "none"
+            [[pool.backend]]
+            name = "silent"
+            address = "{silent}"
             "#
         );
         let config = dir.path().join("balancer.toml");
