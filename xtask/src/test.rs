@@ -106,7 +106,9 @@ fn suites() -> Result<(Vec<String>, Vec<String>)> {
     let mut names = Vec::new();
     for entry in fs::read_dir(place::root().join("tests/tests"))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
+        // One file, or a folder with its parts.
+        let file = path.extension().is_some_and(|extension| extension == "rs");
+        if file || path.join("main.rs").is_file() {
             names.extend(
                 path.file_stem()
                     .and_then(|stem| stem.to_str())

@@ -516,6 +516,7 @@ mod tests {
             body("Transfer-Encoding: chunked", chunk).replace("1.1\r\nHost", "1.0\r\nHost"),
             body("X: a\r\n Content-Length: 28", smuggled),
             body("Content-Length:\r\n 28", smuggled),
+            body("Content-Length: 2\r\n 8", smuggled),
             body("Content-Length : 28", smuggled),
             body("Content_Length: 28", smuggled),
             body("Content-Length: 28\0", smuggled),
