@@ -27,9 +27,6 @@ use common::{Addr, Be16, hash};
 /// acknowledges data too. Small enough that guessing it is no way in.
 const ACK_WINDOW: u32 = 1 << 20;
 
-/// A frontend that is not on its way out, with a backend that is this host itself.
-const LOCAL: u32 = frontend_flags::LOCAL;
-
 /// What to do with a packet once its flow was looked for.
 enum Next {
     /// Send it along a flow of this state and translated source port.
@@ -81,7 +78,9 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
             refuse::packet::<F>(ctx, p, Unavailable::Reset as u8)
         }
         Next::Unknown if later => pass(Reason::FragmentUnknown),
-        Next::Unknown if frontend.flags & LOCAL == LOCAL && local::owns::<F>(ctx, p) => {
+        Next::Unknown
+            if frontend.flags & frontend_flags::LOCAL != 0 && local::owns::<F>(ctx, p) =>
+        {
             pass(Reason::LocalDelivered)
         }
         Next::Unknown if !is_opener(p) && frontend.flags & frontend_flags::CLOSING == 0 => {

@@ -223,24 +223,14 @@ impl Drop for Quiet {
 /// have been started), and keeps it from starting at boot.
 fn keep_stopped(daemon: &str) {
     let systemd = Path::new("/run/systemd/system").exists() && in_path("systemctl").is_some();
-    let commands: &[&[&str]] = match systemd {
-        true => &[&["systemctl", "disable", "--now"]],
-        false => &[
-            &["service", "NAME", "stop"],
-            &["update-rc.d", "NAME", "disable"],
+    let commands = match systemd {
+        true => vec![vec!["systemctl", "disable", "--now", daemon]],
+        false => vec![
+            vec!["service", daemon, "stop"],
+            vec!["update-rc.d", daemon, "disable"],
         ],
     };
-    for command in commands {
-        let mut words: Vec<&str> = command
-            .iter()
-            .map(|word| match *word {
-                "NAME" => daemon,
-                word => word,
-            })
-            .collect();
-        if systemd {
-            words.push(daemon);
-        }
+    for words in commands {
         let Some(program) = in_path(words[0]) else {
             continue;
         };

@@ -179,10 +179,7 @@ fn families(frontends: &[FrontendDraft], pools: &[PoolDraft], findings: &mut Fin
         }
     }
     // The agent connects to backends of HTTP frontends, from whatever family it has.
-    for pool in pools
-        .iter()
-        .filter(|p| p.usage.protocols() > 0 || !p.usage.http)
-    {
+    for pool in pools.iter().filter(|p| p.usage.steerable()) {
         let by_frontend = pool
             .name
             .as_ref()
@@ -276,8 +273,7 @@ fn backends(
         findings.warn(pool.span.clone(), message, expected);
     }
     let slots = ring_slots(pool);
-    let steered = pool.usage.protocols() > 0 || !pool.usage.http;
-    if steered && slots > u64::from(limits::RING_SLOTS_MAX) {
+    if pool.usage.steerable() && slots > u64::from(limits::RING_SLOTS_MAX) {
         let message = format!("the weights of {title_of_pool} need a ring of {slots} slots");
         let expected = format!(
             "weights whose sum, divided by what divides them all, is at most {}",
@@ -337,11 +333,10 @@ fn snat(pools: &[PoolDraft], findings: &mut Findings) {
 
 /// The kernel's tables have room.
 fn room(frontends: &[FrontendDraft], pools: &[PoolDraft], findings: &mut Findings) {
-    let steered = frontends.iter();
-    if let Some(frontend) = steered.clone().nth(FRONTENDS_MAX) {
+    if let Some(frontend) = frontends.get(FRONTENDS_MAX) {
         let message = format!(
             "{} frontends are more than there is room for",
-            steered.count()
+            frontends.len()
         );
         findings.error(frontend.span.clone(), message, at_most(FRONTENDS_MAX));
     }

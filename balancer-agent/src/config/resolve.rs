@@ -66,7 +66,17 @@ impl Usage {
 
     /// Whether any frontend uses it.
     pub(super) fn any(self) -> bool {
-        self.protocols() > 0 || self.http
+        self.steered() || self.http
+    }
+
+    /// Frontends that are steered in the kernel use it.
+    pub(super) fn steered(self) -> bool {
+        self.protocols() > 0
+    }
+
+    /// It must be fit to be steered: it is, or nobody uses it yet.
+    pub(super) fn steerable(self) -> bool {
+        self.steered() || !self.http
     }
 
     /// For how many protocols it is steered in the kernel.

@@ -32,6 +32,8 @@ pub mod service;
 pub mod stats;
 mod status;
 pub mod sticky;
+#[cfg(test)]
+mod testing;
 pub mod types;
 pub mod upstream;
 pub mod world;

@@ -87,6 +87,12 @@ impl HttpBody for Body {
     }
 }
 
+/// The address with IPv4 as IPv4, also where a socket of both families says it as IPv6
+/// (RFC 4291, 2.5.5.2).
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// What is known of the connection that a request came on.
 #[derive(Clone, Debug)]
 pub struct Connection {

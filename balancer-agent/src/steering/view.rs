@@ -3,7 +3,7 @@
 //! A round asks for each of ten thousand backends. Names are therefore found by the
 //! addresses of their texts, which a configuration never moves, and not by the texts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub struct World {
     overrides: Overrides,
     hops: HashMap<IpAddr, Hop>,
     links: Arc<NextHops>,
+    /// Servers that are this host itself, of [`Self::links`].
+    local: HashSet<IpAddr>,
     attached: Vec<u32>,
 }
 
@@ -52,6 +54,7 @@ impl World {
             overrides,
             hops,
             links: Arc::default(),
+            local: HashSet::new(),
             attached: Vec::new(),
         };
         world.index(config, |name, _| seeds.get(name).copied());
@@ -138,12 +141,17 @@ impl World {
                     Err(_) => _ = before.remove(ip),
                 }
             }
-            let servers: std::collections::HashSet<IpAddr> = backends(&self.config)
+            let servers: HashSet<IpAddr> = backends(&self.config)
                 .map(|(_, address, _)| address.ip())
                 .collect();
             before.retain(|ip, _| servers.contains(ip));
         }
         self.hops = before;
+        let local = hops.hops.iter();
+        self.local = local
+            .filter(|(_, hop)| matches!(hop, Err(HopProblem::Local)))
+            .map(|(ip, _)| *ip)
+            .collect();
         self.links = hops;
     }
 
@@ -169,7 +177,7 @@ impl View for World {
     }
 
     fn local(&self, server: IpAddr) -> bool {
-        matches!(self.links.hops.get(&server), Some(Err(HopProblem::Local)))
+        self.local.contains(&server)
     }
 
     fn devices(&self) -> Vec<DeviceWanted> {

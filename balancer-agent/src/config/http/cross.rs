@@ -14,6 +14,9 @@ use crate::config::resolve::FrontendDraft;
 use crate::model::http::{HttpBalance, Sticky};
 use crate::model::{CheckKind, Protocol};
 
+/// The pools by their names.
+type ByName<'a> = HashMap<&'a str, &'a PoolDraft>;
+
 /// Every check that is about HTTP frontends or about pools for them.
 pub(in crate::config) fn check(
     steered: &[FrontendDraft],
@@ -21,8 +24,12 @@ pub(in crate::config) fn check(
     pools: &[PoolDraft],
     findings: &mut Findings,
 ) {
-    listeners(steered, frontends, pools, findings);
-    loops(frontends, pools, findings);
+    let named: ByName<'_> = pools
+        .iter()
+        .filter_map(|p| Some((&**p.name.as_ref()?.get_ref(), p)))
+        .collect();
+    listeners(steered, frontends, &named, findings);
+    loops(frontends, &named, findings);
     for pool in pools {
         routes(pool, findings);
         usage(pool, findings);
@@ -51,16 +58,15 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 /// Whether a steered frontend leads to one of the file's HTTP frontends, among other
 /// nodes' perhaps: the kernel then leaves its share to the stack as it came, and the
 /// HTTP frontend has to listen on that address as well.
-fn leads_here(steered: &FrontendDraft, frontends: &[HttpDraft], pools: &[PoolDraft]) -> bool {
-    let name = steered.pool.as_ref().map(Spanned::get_ref);
-    let pool = pools
-        .iter()
-        .find(|p| name.is_some() && p.name.as_ref().map(Spanned::get_ref) == name);
-    let backends = pool.iter().flat_map(|p| &p.backends);
-    let mut servers = backends.filter_map(|b| Some(*b.address.as_ref()?.get_ref()));
+fn leads_here(steered: &FrontendDraft, frontends: &[HttpDraft], pools: &ByName<'_>) -> bool {
+    let name = steered.pool.as_ref();
+    let Some(pool) = name.and_then(|name| pools.get(&**name.get_ref())) else {
+        return false;
+    };
+    let mut servers = pool.backends.iter().filter_map(|b| b.address.as_ref());
     servers.any(|server| {
-        let listeners = frontends.iter().filter_map(|f| f.address.as_ref());
-        listeners.into_iter().any(|l| overlap(*l.get_ref(), server))
+        let mut listeners = frontends.iter().filter_map(|f| f.address.as_ref());
+        listeners.any(|l| overlap(*l.get_ref(), *server.get_ref()))
     })
 }
 
@@ -68,7 +74,7 @@ fn leads_here(steered: &FrontendDraft, frontends: &[HttpDraft], pools: &[PoolDra
 fn listeners(
     steered: &[FrontendDraft],
     frontends: &[HttpDraft],
-    pools: &[PoolDraft],
+    pools: &ByName<'_>,
     findings: &mut Findings,
 ) {
     let mut taken: Vec<(SocketAddr, String)> = steered
@@ -101,18 +107,14 @@ fn listeners(
 }
 
 /// No backend is the frontend whose requests it gets.
-fn loops(frontends: &[HttpDraft], pools: &[PoolDraft], findings: &mut Findings) {
-    let named: HashMap<&str, &PoolDraft> = pools
-        .iter()
-        .filter_map(|p| Some((&**p.name.as_ref()?.get_ref(), p)))
-        .collect();
+fn loops(frontends: &[HttpDraft], pools: &ByName<'_>, findings: &mut Findings) {
     let mut said = Vec::new();
     for frontend in frontends {
         let Some(address) = &frontend.address else {
             continue;
         };
         let routed = frontend.references.routed.iter();
-        for pool in routed.filter_map(|r| named.get(&**r.get_ref())) {
+        for pool in routed.filter_map(|r| pools.get(&**r.get_ref())) {
             for backend in &pool.backends {
                 let Some(server) = &backend.address else {
                     continue;
@@ -189,7 +191,7 @@ fn routes(pool: &PoolDraft, findings: &mut Findings) {
 /// What a pool says suits those who use it.
 fn usage(pool: &PoolDraft, findings: &mut Findings) {
     let title = pool.title();
-    let steered = pool.usage.protocols() > 0;
+    let steered = pool.usage.steered();
     if let (true, Some(place)) = (steered, &pool.balance_place)
         && pool.http.model.balance != HttpBalance::RoundRobin
     {

@@ -362,10 +362,16 @@ pub(super) fn hsts(text: &str) -> Result<HeaderValue, Mistake> {
 pub(super) fn token(text: &str, example: &str) -> Result<Box<str>, Mistake> {
     let expected =
         format!("1 to {TOKEN_MAX} letters, digits and !#$%&'*+-.^_`|~, such as \"{example}\"");
+    word(text, expected, is_token_char)?;
+    Ok(text.into())
+}
+
+/// 1 to [`TOKEN_MAX`] characters of those that are allowed.
+fn word(text: &str, expected: String, allowed: impl Fn(char) -> bool) -> Result<(), Mistake> {
     if text.is_empty() {
         return Err(Mistake::value("is empty", expected));
     }
-    if let Some(c) = text.chars().find(|c| !is_token_char(*c)) {
+    if let Some(c) = text.chars().find(|c| !allowed(*c)) {
         let what = format!("has the character `{}`", c.escape_debug());
         return Err(Mistake::value(what, expected));
     }
@@ -375,7 +381,7 @@ pub(super) fn token(text: &str, example: &str) -> Result<Box<str>, Mistake> {
             expected,
         ));
     }
-    Ok(text.into())
+    Ok(())
 }
 
 fn is_token(text: &str) -> bool {
@@ -393,20 +399,9 @@ pub(super) fn parameter(text: &str) -> Result<Box<str>, Mistake> {
     if text.starts_with(';') || text.ends_with('=') {
         return Err(Mistake::value("has more than the name in it", expected));
     }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
-    if text.is_empty() {
-        return Err(Mistake::value("is empty", expected));
-    }
-    if let Some(c) = text.chars().find(|c| !allowed(*c)) {
-        let what = format!("has the character `{}`", c.escape_debug());
-        return Err(Mistake::value(what, expected));
-    }
-    if text.len() > TOKEN_MAX {
-        return Err(Mistake::value(
-            format!("has {} characters", text.len()),
-            expected,
-        ));
-    }
+    word(text, expected, |c| {
+        c.is_ascii_alphanumeric() || "-._~".contains(c)
+    })?;
     Ok(text.into())
 }
 
@@ -414,20 +409,9 @@ pub(super) fn parameter(text: &str) -> Result<Box<str>, Mistake> {
 pub(super) fn route(text: &str, dots: bool) -> Result<(), Mistake> {
     let dot = if dots { "." } else { "" };
     let expected = format!("1 to {TOKEN_MAX} letters, digits and -_~{dot}");
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_~".contains(c) || dot.contains(c);
-    if text.is_empty() {
-        Err(Mistake::value("is empty", expected))
-    } else if let Some(c) = text.chars().find(|c| !allowed(*c)) {
-        let what = format!("has the character `{}`", c.escape_debug());
-        Err(Mistake::value(what, expected))
-    } else if text.len() > TOKEN_MAX {
-        Err(Mistake::value(
-            format!("has {} characters", text.len()),
-            expected,
-        ))
-    } else {
-        Ok(())
-    }
+    word(text, expected, |c| {
+        c.is_ascii_alphanumeric() || "-_~".contains(c) || dot.contains(c)
+    })
 }
 
 /// `Path` of a cookie.

@@ -26,7 +26,7 @@ use super::stream::Stream;
 use super::timer::ticks;
 use super::{Connection, Handler, Inform, accept, http1, http2};
 use crate::model::http::Versions;
-use crate::proxy::types::TlsInfo;
+use crate::proxy::types::{TlsInfo, canonical};
 
 /// What a connection is, once that is clear.
 struct Opened {
@@ -91,10 +91,6 @@ pub(super) fn begin<H: Handler>(
             run(entered, handler).await;
         }
     });
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// A socket, what was read from it already, its place in the counts.

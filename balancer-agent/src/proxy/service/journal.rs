@@ -42,26 +42,14 @@ impl Journal {
                 Some(String::from_utf8_lossy(value.as_bytes()).into())
             };
             Box::new(Record {
-                time: wall_clock(),
                 client,
-                frontend: Arc::clone(&frontend.model.name),
                 method: parts.method.clone(),
                 target: target_of(uri),
                 version: parts.version,
                 host: host.map(Into::into),
                 referer: text(http::header::REFERER),
                 user_agent: text(http::header::USER_AGENT),
-                status: 0,
-                bytes_in: 0,
-                bytes_out: 0,
-                pool: None,
-                backend: None,
-                route: None,
-                retries: 0,
-                request_id: None,
-                tls: connection.tls.as_ref().map(|tls| tls.version),
-                timings: Timings::default(),
-                cause: Cause::Done,
+                ..blank(frontend, connection)
             })
         });
         Self {
@@ -199,19 +187,32 @@ pub fn refused(
         _ => http::Version::HTTP_11,
     };
     log.write(&Record {
-        time: wall_clock(),
-        client: connection.client.ip(),
-        frontend: Arc::clone(&frontend.model.name),
         // A method of our own making stands for one that can't be read.
         method: Method::from_bytes(method.as_bytes())
             .or_else(|_| Method::from_bytes(b"-"))
             .unwrap_or_default(),
         target: target.into(),
         version,
+        status,
+        cause,
+        ..blank(frontend, connection)
+    });
+}
+
+/// A record that begins now, of a request of which nothing is known but where it came in.
+fn blank(frontend: &FrontendWorld, connection: &Connection) -> Record {
+    Record {
+        time: wall_clock(),
+        client: connection.client.ip(),
+        frontend: Arc::clone(&frontend.model.name),
+        method: Method::GET,
+        // Empty, it takes no memory: who knows the target puts it here.
+        target: Box::default(),
+        version: http::Version::HTTP_11,
         host: None,
         referer: None,
         user_agent: None,
-        status,
+        status: 0,
         bytes_in: 0,
         bytes_out: 0,
         pool: None,
@@ -221,8 +222,8 @@ pub fn refused(
         request_id: None,
         tls: connection.tls.as_ref().map(|tls| tls.version),
         timings: Timings::default(),
-        cause,
-    });
+        cause: Cause::Done,
+    }
 }
 
 #[expect(

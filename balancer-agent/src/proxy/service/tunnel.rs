@@ -175,15 +175,8 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::testing::local;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-
-    fn local<F: Future>(future: F) -> F::Output {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, future)
-    }
 
     #[test]
     fn each_half_ends_on_its_own() {

@@ -13,6 +13,7 @@ use super::endpoint::Speech;
 use super::stream::Stream;
 use super::ticker::within;
 use crate::model::http::{BackendProtocol, ProxyVersion};
+use crate::proxy::types::canonical;
 
 /// A fresh connection, and what is spoken on it.
 pub struct Connected {
@@ -99,7 +100,7 @@ fn told(error: io::Error) -> SendError {
 
 /// The header of the PROXY protocol, both addresses of one family.
 fn proxy_header(version: ProxyVersion, parties: Parties) -> Vec<u8> {
-    let (client, local) = match (unmapped(parties.client), unmapped(parties.local)) {
+    let (client, local) = match (canonical(parties.client), canonical(parties.local)) {
         (client, local) if client.is_ipv4() == local.is_ipv4() => (client, local),
         (client, local) => (mapped(client), mapped(local)),
     };
@@ -127,10 +128,6 @@ fn proxy_header(version: ProxyVersion, parties: Parties) -> Vec<u8> {
             .unwrap_or_default()
         }
     }
-}
-
-fn unmapped(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn mapped(address: SocketAddr) -> SocketAddr {

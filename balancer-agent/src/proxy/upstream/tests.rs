@@ -18,20 +18,8 @@ use super::head::{Listed, Outgoing};
 use super::pool::Terms;
 use super::*;
 use crate::model::http::{BackendProtocol, PoolHttp, ProxyVersion};
+use crate::proxy::testing::local;
 use crate::proxy::types::Body;
-
-fn local<F: Future>(future: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let limited = async {
-        tokio::time::timeout(Duration::from_secs(30), future)
-            .await
-            .expect("the test takes too long")
-    };
-    tokio::task::LocalSet::new().block_on(&runtime, limited)
-}
 
 fn speech(change: impl FnOnce(&mut PoolHttp)) -> Arc<Speech> {
     let mut http = PoolHttp::default();

@@ -228,14 +228,7 @@ pub struct Elapsed;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn local<F: Future>(future: F) -> F::Output {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, future)
-    }
+    use crate::proxy::testing::local;
 
     #[test]
     fn fires_late_but_never_early() {
