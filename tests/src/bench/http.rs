@@ -303,7 +303,7 @@ fn h2load(ns: &Netns, to: SocketAddr, window: Duration) -> Result<Run> {
     let mut command = ns.command("h2load");
     let connections = CONNECTIONS.to_string();
     command.args(["-c", &connections, "-m", "1", "-t", &cores().to_string()]);
-    command.arg("-D").arg(format!("{}", window.as_secs_f64()));
+    command.arg("-D").arg(format!("{}ms", window.as_millis()));
     // It refuses to append to a file that is there.
     let path = log.path().with_extension("log");
     command.arg(format!("--log-file={}", path.display()));
