@@ -68,7 +68,13 @@ pub fn forward<F: Family>(ctx: &XdpContext, p: &Packet, slot: u32) -> Verdict {
         Some(found) => along_established(&frame, p, &found, now),
         None => match table::find::<HalfOpen>(hash, &key, By::FRONTEND) {
             Some(found) => along_half_open::<F>(&frame, p, &found, now, hash, &key),
-            None => Next::Unknown,
+            None if is_opener(p) => Next::Unknown,
+            // Between the two looks another CPU may have moved it, with the ACK that came
+            // before this packet.
+            None => match table::find::<F::Established>(hash, &key, By::FRONTEND) {
+                Some(found) => along_established(&frame, p, &found, now),
+                None => Next::Unknown,
+            },
         },
     };
     match next {
@@ -236,6 +242,10 @@ fn along_half_open<F: Family>(
     let have = found.meta.flags();
     // SAFETY: the flow was found in the map.
     let snat_port = unsafe { Flow6::snat_port(found.entry) };
+    if have & flags::MOVING != 0 {
+        // Another CPU is busy with the entry; the packet only needs to know where to.
+        return Next::Send(found.meta, snat_port);
+    }
     if is_opener(p) {
         if word & state::USABLE == 0 || found.meta.is_closed() {
             free(found);
@@ -276,11 +286,15 @@ fn along_half_open<F: Family>(
     Next::Send(meta, snat_port)
 }
 
-/// Moves a flow from the half-open table to the established one. Where another
-/// CPU is in the way it stays half-open, which carries it as well, and the next
-/// packet tries again.
+/// Moves a flow from the half-open table to the established one: by one CPU, and so
+/// that it is in one of them at any time. Where the new table's entry is in another
+/// CPU's hands the flow stays half-open, which carries it as well, and the next packet
+/// tries again.
 #[inline(never)]
 fn establish<F: Family>(found: &Found<HalfOpen>, key: &Key, hash: u64, state: Meta) {
+    let Some(moving) = table::begin_move(found) else {
+        return;
+    };
     // SAFETY: the flow was found in the map.
     let fields = unsafe {
         Fields {
@@ -292,10 +306,12 @@ fn establish<F: Family>(found: &Found<HalfOpen>, key: &Key, hash: u64, state: Me
         }
     };
     if !select::put::<F::Established>(hash, &fields, state) {
+        // SAFETY: the flow was found in the map. Nobody else changes a flow that moves.
+        unsafe { flows::exchange(moving.entry, moving.meta, found.meta) };
         note(Reason::FlowTableBusy);
         return;
     }
-    table::free(found);
+    table::free(&moving);
     let reason = [(Reason::FlowEstablished, 1)];
     on_both(key.frontend as u32, state.backend() as u32, reason, |t| {
         t.established += 1;
@@ -361,56 +377,38 @@ pub fn reply<F: Family>(ctx: &XdpContext, p: &Packet, endpoint: u32) -> Verdict 
     };
     let hash = hash::client(&key.addr, key.port, seed());
 
-    let flow = table::find::<F::Established>(hash, &key, by);
-    if let Some(found) = flow
-        && (!exact || holds(&found, p))
-    {
-        return match answer_established(p, &found, now) {
-            // SAFETY: the flow was found in the map.
-            Some(meta) => unsafe {
-                let slot = <F::Established as Table>::Entry::frontend(found.entry);
-                let path = *<F::Established as Table>::Entry::path(found.entry);
-                return_to::<F>(
-                    ctx,
-                    p,
-                    &Back {
-                        slot,
-                        meta,
-                        path,
-                        client: key,
-                        snat: exact,
-                    },
-                )
-            },
+    let established = established_for::<F>(p, hash, &key, by, exact);
+    let half_open = match &established {
+        Some(_) => None,
+        None => table::find::<HalfOpen>(hash, &key, by).filter(|f| !exact || holds(f, p)),
+    };
+    if let Some(found) = half_open {
+        return match answer_half_open::<F>(&frame, p, &found, now, hash, &key) {
+            Some(meta) => return_to::<F>(ctx, p, &Back::along(&found, meta, key, exact)),
             None => refused_reply(&found),
         };
     }
-    let flow = table::find::<HalfOpen>(hash, &key, by);
-    let Some(found) = flow else {
+    // Between the two looks another CPU may have moved it.
+    let established = established.or_else(|| established_for::<F>(p, hash, &key, by, exact));
+    let Some(found) = established else {
         return pass(Reason::ReplyUnknown);
     };
-    if exact && !holds(&found, p) {
-        return pass(Reason::ReplyUnknown);
-    }
-    match answer_half_open::<F>(&frame, p, &found, now, hash, &key) {
-        // SAFETY: the flow was found in the map.
-        Some(meta) => unsafe {
-            let slot = Flow6::frontend(found.entry);
-            let path = *Flow6::path(found.entry);
-            return_to::<F>(
-                ctx,
-                p,
-                &Back {
-                    slot,
-                    meta,
-                    path,
-                    client: key,
-                    snat: exact,
-                },
-            )
-        },
+    match answer_established(p, &found, now) {
+        Some(meta) => return_to::<F>(ctx, p, &Back::along(&found, meta, key, exact)),
         None => refused_reply(&found),
     }
+}
+
+/// The established flow that a reply belongs to.
+#[inline(always)]
+fn established_for<F: Family>(
+    p: &Packet,
+    hash: u64,
+    key: &Key,
+    by: By,
+    exact: bool,
+) -> Option<Found<F::Established>> {
+    table::find::<F::Established>(hash, key, by).filter(|found| !exact || holds(found, p))
 }
 
 /// Whether the flow's source is translated to where the reply goes: the client
@@ -463,6 +461,9 @@ fn answer_half_open<F: Family>(
 ) -> Option<Meta> {
     let word = may_answer(found.meta)?;
     let have = found.meta.flags();
+    if have & flags::MOVING != 0 {
+        return Some(found.meta);
+    }
     let mut add = closing(p, flags::SERVER_FIN);
     if p.proto == proto::UDP {
         let state = found.meta.with_flags(flags::ANSWERED).with_seen(now);
@@ -502,6 +503,27 @@ struct Back {
     /// The client, where its address was translated.
     client: Key,
     snat: bool,
+}
+
+impl Back {
+    /// The way back along a flow.
+    #[inline(always)]
+    fn along<T: Table>(found: &Found<T>, meta: Meta, client: Key, snat: bool) -> Self {
+        // SAFETY: the flow was found in the map.
+        let (slot, path) = unsafe {
+            (
+                T::Entry::frontend(found.entry),
+                *T::Entry::path(found.entry),
+            )
+        };
+        Self {
+            slot,
+            meta,
+            path,
+            client,
+            snat,
+        }
+    }
 }
 
 /// Rewrites a packet from a backend for the client of its flow and sends it.

@@ -208,8 +208,9 @@ pub fn find<T: Table>(hash: u64, key: &Key, by: By) -> Option<Found<T>> {
     if entry.is_null() {
         return None;
     }
+    // Looked at once more, and not only read: another CPU may have freed it since.
     // SAFETY: an entry of a map.
-    let meta = unsafe { flows::meta(entry) };
+    let meta = unsafe { flows::holds(entry, key, by) }?;
     Some(Found { entry, meta, at })
 }
 
@@ -226,6 +227,18 @@ pub fn lacks<T: Table>(hash: u64) -> bool {
     // Both are loaded before either is judged: the waits overlap.
     let (first, second) = (words(first), words(second));
     Lanes::equal(first, tag).is_empty() && Lanes::equal(second, tag).is_empty()
+}
+
+/// Marks a half-open flow as on its way to the established table; `None` when another
+/// CPU is moving it, or its state has changed.
+#[inline(always)]
+pub fn begin_move(found: &Found<HalfOpen>) -> Option<Found<HalfOpen>> {
+    let meta = found.meta.with_flags(flags::MOVING);
+    // SAFETY: the flow was found in the map.
+    let ours = found.meta.flags() & flags::MOVING == 0
+        && unsafe { flows::exchange(found.entry, found.meta, meta) };
+    let (entry, at) = (found.entry, found.at);
+    ours.then_some(Found { entry, meta, at })
 }
 
 /// Frees a flow's entry unless its state has changed; whether it was freed.

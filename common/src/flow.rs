@@ -53,6 +53,9 @@ pub mod flags {
     pub const SNAT_SLOT_MASK: u16 = 7 << SNAT_SLOT_SHIFT;
     /// A UDP flow; TCP otherwise.
     pub const UDP: u16 = 1 << 13;
+    /// A half-open flow that one CPU is moving to the table of established ones: no other
+    /// changes it.
+    pub const MOVING: u16 = 1 << 14;
     /// The three bits that describe the client's VLAN tags.
     pub const VLAN_MASK: u16 = VLAN_1 | VLAN_2 | VLAN_OUTER_AD;
 }

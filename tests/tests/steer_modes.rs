@@ -5,6 +5,7 @@ use balancer_tests::agent::Agent;
 use balancer_tests::bed::{
     Bed, NOT_PASSIVE, QUICK_CHECK, SMALL, backends4, backends6, frontend, name, pool, vip4, vip6,
 };
+use balancer_tests::bench::tcp::soak;
 use balancer_tests::load::held::Held;
 use balancer_tests::load::{Ask, Stream, sequential, udp};
 use balancer_tests::process::BOUND;
@@ -111,4 +112,18 @@ fn generic_mode_steers_too() {
     bed.agent.wait_all_up();
     bed.agent.kill9();
     assert_steers(&bed.lab);
+}
+
+/// Packets of one connection are on two cores at once: the ACK that moves a flow from one
+/// table to the other, and the request behind it.
+#[test]
+fn flows_are_not_lost_between_two_cores() {
+    for mode in ["generic", "native"] {
+        let rate = soak(
+            &format!("mode = \"{mode}\"\n{SMALL}"),
+            Duration::from_secs(4),
+        );
+        let rate = rate.unwrap_or_else(|error| panic!("{mode}: {error:#}"));
+        assert!(rate > 0.0, "{mode}: not one connection");
+    }
 }

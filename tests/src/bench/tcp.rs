@@ -39,16 +39,11 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
     } else {
         (9, Duration::from_millis(1500))
     };
-    let ways = [Way::direct(), Way::dnat(), Way::balanced()];
+    let ways = [Way::direct(), Way::dnat(), Way::balanced("")];
     let mut rates: [Samples; 3] = Default::default();
     for round in 0..=rounds {
         for (way, rates) in ways.iter().zip(&mut rates) {
-            let (lab, target) = (&way.lab, way.target);
-            let rate = lab.client.enter(|| {
-                clock::pin_to(0)?;
-                connections(target, window)
-            });
-            let rate = rate.with_context(|| format!("{}: connections to {target}", way.name))?;
+            let rate = way.run(window)?;
             if round > 0 {
                 rates.add(rate);
             }
@@ -100,6 +95,15 @@ impl Way {
         }
     }
 
+    /// Connections per second.
+    fn run(&self, window: Duration) -> Result<f64> {
+        let rate = self.lab.client.enter(|| {
+            clock::pin_to(0)?;
+            connections(self.target, window)
+        });
+        rate.with_context(|| format!("{}: connections to {}", self.name, self.target))
+    }
+
     fn direct() -> Self {
         Self::new("direct (routed)", |lab| lab.servers[0].at4(PORT), |_| None)
     }
@@ -116,7 +120,8 @@ impl Way {
         })
     }
 
-    fn balanced() -> Self {
+    /// With further keys of `[xdp]`.
+    fn balanced(xdp: &str) -> Self {
         Self::new("balancer", vip, |lab| {
             let config = format!(
                 "[[frontend]]\nname = \"bench\"\naddress = \"{}\"\npool = \"bench\"\n\n\
@@ -125,11 +130,21 @@ impl Way {
                 vip(lab),
                 lab.servers[0].at4(PORT),
             );
-            let agent = Agent::start(lab, &config);
+            let agent = Agent::start_with(lab, xdp, &config);
             agent.wait_all_up();
             Some(agent)
         })
     }
+}
+
+/// Whole connections through the balancer for a while, from one core to a server on the
+/// other, as many as go; how many per second. The packets of one connection come by both
+/// cores. `xdp`: further keys of `[xdp]`.
+///
+/// # Errors
+/// When one of them failed.
+pub fn soak(xdp: &str, window: Duration) -> Result<f64> {
+    Way::balanced(xdp).run(window)
 }
 
 fn vip(lab: &Lab) -> SocketAddr {
