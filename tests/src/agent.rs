@@ -43,6 +43,9 @@ pub struct Agent {
     private_mounts: bool,
 }
 
+/// Key of `[xdp]`: the mode that users get who name none.
+pub const AUTO: &str = "mode = \"auto\"\n";
+
 /// What a `balancer` command printed.
 #[derive(Clone, Debug)]
 pub struct Said {
@@ -56,7 +59,8 @@ pub struct Said {
 
 impl Agent {
     /// Starts an agent in the lab with these frontends and pools (TOML); the sections
-    /// `[xdp]` and `[admin]` are added. Waits until it is ready.
+    /// `[xdp]` and `[admin]` are added; native mode, as on network cards. Waits until it
+    /// is ready.
     #[track_caller]
     pub fn start(lab: &Lab, config: &str) -> Self {
         let mut agent = Self::prepare(&lab.balancer, lab.interfaces(), config);
@@ -64,7 +68,8 @@ impl Agent {
         agent
     }
 
-    /// Like [`start`](Self::start), with further keys for `[xdp]`.
+    /// Like [`start`](Self::start), with further keys for `[xdp]`, of which `mode` may be
+    /// one.
     #[track_caller]
     pub fn start_with(lab: &Lab, xdp: &str, config: &str) -> Self {
         let mut agent = Self::prepare_with(&lab.balancer, lab.interfaces(), xdp, config);
@@ -201,8 +206,16 @@ impl Agent {
     pub fn write_config(&self, config: &str) {
         let list: Vec<String> = self.interfaces.iter().map(|i| format!("{i:?}")).collect();
         let xdp = self.xdp.as_ref().map_or_else(String::new, |keys| {
+            let mode = match keys.contains("mode = ") {
+                true => String::new(),
+                // Named here, the tests that leave it open can be run in the other mode.
+                false => {
+                    let mode = std::env::var("BALANCER_TEST_MODE");
+                    format!("mode = {:?}\n", mode.as_deref().unwrap_or("native"))
+                }
+            };
             format!(
-                "[xdp]\ninterfaces = [{}]\npin_dir = {:?}\n{keys}\n",
+                "[xdp]\ninterfaces = [{}]\npin_dir = {:?}\n{mode}{keys}\n",
                 list.join(", "),
                 self.pin_dir(),
             )

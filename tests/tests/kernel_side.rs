@@ -204,13 +204,17 @@ fn generic_mode_is_the_fall_back_and_says_why() {
         );
         ip("link set few up");
         ip("link set many up");
-        let (kernel, _) = open(&pins.options(&["lo", "few"]));
+        let auto = || KernelOptions {
+            mode: XdpMode::Auto,
+            ..pins.options(&["lo", "few"])
+        };
+        let (kernel, _) = open(&auto());
         let attached = kernel.attached();
         let modes: Vec<_> = attached.iter().map(|a| a.mode).collect();
         assert_eq!(modes, [AttachMode::Generic; 2]);
         let reason = |i: usize| attached[i].reason.clone().unwrap();
         assert!(reason(0).contains("no native XDP"), "{}", reason(0));
-        assert!(reason(1).contains("numrxqueues"), "{}", reason(1));
+        assert!(reason(1).contains("veth"), "{}", reason(1));
         assert_eq!(program_on("lo"), Some(kernel.program_id()));
         let mut wire = Wire::new("many", "few");
         let before = count(&kernel, Reason::NotIp);
@@ -218,7 +222,7 @@ fn generic_mode_is_the_fall_back_and_says_why() {
         assert_eq!(count(&kernel, Reason::NotIp), before + 1);
         drop(kernel);
 
-        let (kernel, opened) = open(&pins.options(&["lo", "few"]));
+        let (kernel, opened) = open(&auto());
         assert_eq!(opened.start, Start::Adopted);
         assert_eq!(kernel.attached().len(), 2);
         drop(kernel);
@@ -235,6 +239,12 @@ fn generic_mode_is_the_fall_back_and_says_why() {
             "{error}"
         );
         assert!(!pins.dir.exists(), "a failed first start leaves nothing");
+        let native = KernelOptions {
+            mode: XdpMode::Native,
+            ..pins.options(&["few"])
+        };
+        let error = refused(&native).to_string();
+        assert!(error.contains("numrxqueues"), "{error}");
     });
 }
 
@@ -440,7 +450,11 @@ fn options(interfaces: &[&str]) -> KernelOptions<'static> {
     KernelOptions {
         object: object::OBJECT.expect(object::MISSING),
         interfaces: interfaces.iter().map(|s| (*s).to_owned()).collect(),
-        mode: XdpMode::Auto,
+        // The loopback device has no native mode.
+        mode: match interfaces.contains(&"lo") {
+            true => XdpMode::Auto,
+            false => XdpMode::Native,
+        },
         sizes: TableSizes {
             flows_ipv4: 1_000,
             flows_ipv6: 500,

@@ -18,7 +18,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::clock::{self, Samples};
 use super::figure::{Figure, Report, Target};
-use crate::agent::Agent;
+use crate::agent::{AUTO, Agent};
 use crate::topology::Lab;
 
 const PORT: u16 = 8080;
@@ -39,7 +39,7 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
     } else {
         (9, Duration::from_millis(1500))
     };
-    let ways = [Way::direct(), Way::dnat(), Way::balanced("")];
+    let ways = [Way::direct(), Way::dnat(), Way::balanced(AUTO)];
     let mut rates: [Samples; 3] = Default::default();
     for round in 0..=rounds {
         for (way, rates) in ways.iter().zip(&mut rates) {

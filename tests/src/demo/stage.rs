@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use super::show::Show;
-use crate::agent::{Agent, backends};
+use crate::agent::{AUTO, Agent, backends};
 use crate::server::{ECHO, HTTP, Server};
 use crate::topology::Lab;
 
@@ -37,7 +37,7 @@ impl Stage {
             .collect();
         let web = SocketAddr::new(lab.vip4(1).into(), 80);
         let echo = SocketAddr::new(lab.vip4(1).into(), 7);
-        let agent = Agent::start(&lab, &config(&lab, web, echo, [1, 1, 1]));
+        let agent = Agent::start_with(&lab, AUTO, &config(&lab, web, echo, [1, 1, 1]));
         agent.wait_all_up();
         spinner.finish_and_clear();
         show.say(format!(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::show::{Show, milliseconds};
 use super::{Options, TAKEN_OUT};
-use crate::agent::Agent;
+use crate::agent::{AUTO, Agent};
 use crate::bed::SMALL;
 use crate::http::apps::{App, Setup};
 use crate::http::raw::{self, Raw};
@@ -86,7 +86,7 @@ impl Stage {
             let address = lab.servers[i].at4(80);
             text += &format!("[[pool.backend]]\nname = \"node{i}\"\naddress = \"{address}\"\n");
         }
-        let front = Agent::start_with(&lab, SMALL, &text);
+        let front = Agent::start_with(&lab, &format!("{AUTO}{SMALL}"), &text);
         front.wait_all_up();
         Self {
             front,

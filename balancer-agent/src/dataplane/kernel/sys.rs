@@ -94,6 +94,45 @@ impl Link {
     }
 }
 
+/// Whether a device of our network namespace is one end of a veth pair; `false` also when
+/// the kernel does not say.
+pub(super) fn is_veth(interface: &str) -> bool {
+    /// From linux/ethtool.h: the command, and `struct ethtool_drvinfo`, of which only the
+    /// driver's name matters here.
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    #[repr(C)]
+    struct DrvInfo {
+        cmd: u32,
+        driver: [u8; 32],
+        rest: [u8; 160],
+    }
+    let Ok(socket) = std::net::UdpSocket::bind(("127.0.0.1", 0))
+        .map(OwnedFd::from)
+        .or_else(|_| std::os::unix::net::UnixDatagram::unbound().map(OwnedFd::from))
+    else {
+        return false;
+    };
+    let mut info = DrvInfo {
+        cmd: ETHTOOL_GDRVINFO,
+        driver: [0; 32],
+        rest: [0; 160],
+    };
+    // SAFETY: all zeros is a valid value of this structure of the kernel's.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return false;
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // SAFETY: name and structure are as the request wants them, and outlive the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    // SAFETY: the kernel wrote behind the compiler's back, into memory that `info` owns.
+    let driver = unsafe { (&raw const info.driver).read_volatile() };
+    result == 0 && driver.starts_with(b"veth\0")
+}
+
 /// Names our network namespace: a number that is never used twice while the host
 /// is up, or on kernels before 5.14, the inode of the namespace, which a later
 /// namespace may have again.
