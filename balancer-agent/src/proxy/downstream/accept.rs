@@ -2,24 +2,31 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::TcpListener as StdListener;
+use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{SockAddr, SockRef};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use super::door::{Door, Ticket};
 use super::guard::Refusal;
 use super::listeners::Bound;
 use super::live::Refused;
+use super::spread::Accepted;
 use super::timer::{TICK, Wheel, ticks};
 use super::{Handler, Listeners, connection};
 
+/// Connections that are accepted before others of the thread have their turn.
+const AT_ONCE: usize = 16;
 /// How long accepting rests when descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long the tasks of cut connections may take to notice it.
@@ -126,7 +133,12 @@ where
     H: Handler,
     F: Fn(&Arc<str>) -> Rc<H>,
 {
-    let listener = match bound.socket(thread)?.and_then(TcpListener::from_std) {
+    let inbox = bound.spread.inbox(thread)?;
+    // SAFETY: a listener keeps its descriptor, open and the same, for as long as it lives.
+    let watched = |listener| unsafe {
+        AsyncFd::register_with_interest(listener, Interest::READABLE).map_err(io::Error::from)
+    };
+    let listener = match bound.socket(thread)?.and_then(watched) {
         Ok(listener) => listener,
         Err(error) => {
             // The other threads go on.
@@ -138,6 +150,7 @@ where
     let door = Rc::new(Door {
         bound: Arc::clone(bound),
         overall: Arc::clone(listeners.overall()),
+        thread,
         wheel: wheel.clone(),
         refusals: Rc::clone(&handler) as Rc<dyn super::door::Refusals>,
         closing: Cell::new(false),
@@ -148,6 +161,7 @@ where
     let stop = Rc::new(Notify::new());
     let accepting = tokio::task::spawn_local(accept(
         listener,
+        inbox,
         Rc::clone(&door),
         handler,
         Rc::clone(&stop),
@@ -162,7 +176,8 @@ where
 /// Accepts until it is stopped; then what the kernel has accepted already, so that nobody is
 /// reset, and closes the socket.
 async fn accept<H: Handler>(
-    listener: TcpListener,
+    listener: AsyncFd<StdListener>,
+    mut inbox: UnboundedReceiver<Accepted>,
     door: Rc<Door>,
     handler: Rc<H>,
     stop: Rc<Notify>,
@@ -171,41 +186,83 @@ async fn accept<H: Handler>(
     let stopped = stop.notified();
     tokio::pin!(stopped);
     loop {
-        let accepted = tokio::select! {
+        let ready = tokio::select! {
             biased;
             () = &mut stopped => break,
-            accepted = listener.accept() => accepted,
+            Some(accepted) = inbox.recv() => {
+                begin(accepted, &door, &handler);
+                continue;
+            }
+            ready = listener.readable() => ready,
         };
-        match accepted {
-            Ok((stream, peer)) => begin(stream, peer, &door, &handler),
-            Err(error) if passing(&error) => {}
-            Err(error) => {
-                door.live().accept_pauses.fetch_add(1, Relaxed);
-                tracing::warn!(
-                    frontend = %door.bound.name(),
-                    %error,
-                    "accepting pauses"
-                );
-                tokio::select! {
-                    biased;
-                    () = &mut stopped => break,
-                    () = timer.sleep(PAUSE) => {}
+        let Ok(mut ready) = ready else {
+            break;
+        };
+        let mut accepted = Ok(());
+        // Several at once, but others of the thread are to have their turn.
+        for _ in 0..AT_ONCE {
+            match ready.try_io(|listener| accept_one(listener.get_ref())) {
+                Ok(Ok(one)) => dispatch(one, &door, &handler),
+                Ok(Err(error)) if passing(&error) => {}
+                Ok(Err(error)) => {
+                    accepted = Err(error);
+                    break;
                 }
+                // None is there; the next look waits.
+                Err(_) => break,
+            }
+        }
+        drop(ready);
+        if let Err(error) = accepted {
+            door.live().accept_pauses.fetch_add(1, Relaxed);
+            tracing::warn!(
+                frontend = %door.bound.name(),
+                %error,
+                "accepting pauses"
+            );
+            tokio::select! {
+                biased;
+                () = &mut stopped => break,
+                () = timer.sleep(PAUSE) => {}
             }
         }
     }
-    if let Ok(listener) = listener.into_std() {
-        while let Ok((stream, peer)) = listener.accept() {
-            let stream = stream
-                .set_nonblocking(true)
-                .and_then(|()| TcpStream::from_std(stream));
-            if let Ok(stream) = stream {
-                begin(stream, peer, &door, &handler);
-            }
-        }
+    let listener = listener.into_inner();
+    while let Ok(accepted) = accept_one(&listener) {
+        dispatch(accepted, &door, &handler);
+    }
+    // What others have handed over before they heard of it.
+    inbox.close();
+    while let Ok(accepted) = inbox.try_recv() {
+        begin(accepted, &door, &handler);
     }
     door.closing.set(true);
     door.wheel.wake_all();
+}
+
+/// Accepts one connection. By hand, as the library's way would register it with this thread
+/// at once, and make it non-blocking by a call of its own.
+fn accept_one(listener: &StdListener) -> io::Result<Accepted> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the kernel writes an address into the storage, and its length.
+    let (socket, peer) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            match libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags) {
+                -1 => Err(io::Error::last_os_error()),
+                // SAFETY: just made, and nobody else's.
+                fd => Ok(std::net::TcpStream::from_raw_fd(fd)),
+            }
+        })?
+    };
+    let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Accepted { socket, peer })
+}
+
+/// To the thread that is to serve it.
+fn dispatch<H: Handler>(accepted: Accepted, door: &Rc<Door>, handler: &Rc<H>) {
+    if let Some(ours) = door.bound.spread.place(door.thread, accepted) {
+        begin(ours, door, handler);
+    }
 }
 
 /// Whether an error of accept is about that one connection only (accept(2)).
@@ -227,12 +284,17 @@ fn passing(error: &io::Error) -> bool {
     )
 }
 
-fn begin<H: Handler>(stream: TcpStream, peer: SocketAddr, door: &Rc<Door>, handler: &Rc<H>) {
-    match Ticket::take(door) {
-        Ok(ticket) => {
+/// Serves it on this thread.
+fn begin<H: Handler>(accepted: Accepted, door: &Rc<Door>, handler: &Rc<H>) {
+    let Accepted { socket, peer } = accepted;
+    let ticket = Ticket::take(door);
+    match (TcpStream::from_std(socket), ticket) {
+        (Ok(stream), Ok(ticket)) => {
             connection::begin(stream, peer, ticket, Rc::clone(door), Rc::clone(handler));
         }
-        Err(cause) => refuse(stream, door, cause),
+        (Ok(stream), Err(cause)) => refuse(stream, door, cause),
+        // Out of memory, or out of watches: the client sees the end.
+        (Err(error), _) => tracing::warn!(%error, "a connection can't be watched"),
     }
 }
 

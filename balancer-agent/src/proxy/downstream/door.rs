@@ -32,6 +32,8 @@ pub(super) struct Door {
     pub bound: Arc<Bound>,
     /// All frontends.
     pub overall: Arc<Overall>,
+    /// Number of this thread.
+    pub thread: usize,
     /// This thread's timers.
     pub wheel: Wheel,
     /// Who is told of refusals.
@@ -68,7 +70,7 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// For a connection that was just accepted.
+    /// For a connection that was just accepted, and is counted in [`super::spread`] already.
     ///
     /// # Errors
     /// Over the limit of the frontend or of all of them.
@@ -118,6 +120,7 @@ impl Drop for Ticket {
             door.bound.sources.disconnect(source);
         }
         door.connections.set(door.connections.get() - 1);
+        door.bound.spread.leave(door.thread);
         door.live().connections.fetch_sub(1, Relaxed);
         door.overall.connections.fetch_sub(1, Relaxed);
     }

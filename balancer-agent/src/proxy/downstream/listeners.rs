@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::live::FrontendLive;
 use super::settings::Settings;
 use super::source::Sources;
+use super::spread::Spread;
 use super::tls::{TlsError, TlsStore};
 use crate::model::http::Http;
 
@@ -68,6 +69,8 @@ pub(super) struct Bound {
     pub live: Arc<FrontendLive>,
     /// Connections and requests by source.
     pub sources: Sources,
+    /// Connections by thread.
+    pub spread: Spread,
     /// One per thread; threads listen on duplicates. Empty once it is removed, so that the
     /// threads' are the last ones.
     sockets: Mutex<Vec<std::net::TcpListener>>,
@@ -245,6 +248,7 @@ impl Listeners {
                         settings: ArcSwap::new(settings),
                         live: Arc::default(),
                         sources: Sources::default(),
+                        spread: Spread::new(self.0.threads),
                         sockets: Mutex::new(sockets),
                     })),
                 }

@@ -32,6 +32,7 @@ mod own_thread;
 mod proxy_header;
 mod settings;
 mod source;
+mod spread;
 mod state;
 mod stream;
 mod timer;
