@@ -9,6 +9,8 @@ use balancer_agent::config;
 
 #[path = "config_mistakes/http.rs"]
 mod http;
+#[path = "config_mistakes/named.rs"]
+mod named;
 
 const BASE: &str = r#"[xdp]
 interfaces = ["eth0", "eth1"]

@@ -6,12 +6,15 @@
 //! immutable: a reload makes a new one.
 
 pub mod http;
+mod named;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use named::{Misfit, Named};
 
 /// A whole, checked configuration.
 #[derive(Clone, Debug, PartialEq)]

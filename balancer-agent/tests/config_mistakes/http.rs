@@ -9,7 +9,7 @@ use std::path::Path;
 use balancer_agent::config;
 
 /// `@` stands for a directory with the files that [`Folder::new`] makes.
-const BASE: &str = r#"[http]
+pub(super) const BASE: &str = r#"[http]
 threads = 2
 
 [[frontend]]
@@ -286,7 +286,7 @@ const PLAIN: &str =
     "[[frontend]]\nname = \"plain\"\nmode = \"http\"\naddress = \"127.0.0.1:80\"\npool = \"app\"";
 /// The beginning of [`BASE`].
 const HEAD: &str = "[http]\nthreads = 2\n\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"0.0.0.0:443\"";
-const FILES: &str = "files = { root = \"@/www\" }";
+pub(super) const FILES: &str = "files = { root = \"@/www\" }";
 /// The pool of the mount.
 const APP: &str = "pool = \"app\"";
 /// The stickiness of the pool, and another.
@@ -382,8 +382,6 @@ const POOLS: &[Row] = &[
 const WARNINGS: &[Row] = &[
     ("hsts", "trusted_proxies = [^\"0.0.0.0/0\"]\nhsts", "`trusted_proxies` has everyone in it", "the networks of the proxies in front"),
     ("address = \"127.0.0.1:80\"", "address = \"127.0.0.1:80\"\nhttp1 = ^false", "HTTP/2 only, and no TLS: clients have to know beforehand (prior knowledge)", "a `[frontend.tls]`"),
-    ("\"@/www\"", "^\"@/wwww\"", "there is no directory @/wwww", "a directory with the files to serve"),
-    (FILES, "files = { root = ^\"@/page.html\" }", "there is no directory @/page.html", "a directory with the files to serve"),
     ("pattern = \"/app/images/*\"\npool = \"app\"", "pattern = \"/app/images/*\"\npool = ^\"spare\"\n[[pool]]\nname = \"spare\"\n[[pool.backend]]\nname = \"s\"\naddress = \"127.0.0.1:1\"\n[[frontend]]\nname = \"x\"\nmode = \"http\"\naddress = \"0.0.0.0:444\"\npool = \"spare\"\n[[frontend.site]]\nhosts = [\"a\"]\npool = \"app\"\n", "nothing of this site goes to pool \"spare\"", "a pool that a mount of this site has"),
     (FILES, "redirect = { location = \"/a\" }\nrewrite = { strip_prefix = ^\"/b\" }", "`strip_prefix` has no effect on `redirect`", "a `pool`, or no `strip_prefix`"),
     (FILES, "files = { root = \"@/www\" }\nrewrite = { request_headers = [^{ remove = \"a\" }] }", "`request_headers` has no effect on `files`", "a `pool`, or no `request_headers`"),
@@ -459,7 +457,7 @@ impl Folder {
 }
 
 /// Line and column of the mark, and the text without it.
-fn marked(text: &str) -> (usize, usize, String) {
+pub(super) fn marked(text: &str) -> (usize, usize, String) {
     let (before, after) = text.split_once('^').expect(text);
     assert!(!after.contains('^'), "{text}");
     let line = before.matches('\n').count() + 1;
