@@ -68,6 +68,7 @@ impl Reloader {
             .map_err(|e| Refusal::new(Fault::Config, e.report(false)))?;
         let (config, warnings) = (ready.config, ready.warnings);
         self.check(&config)?;
+        let targets = targets(&config, ready.materials.speeches());
         let web = self.prepare(&config, ready.materials).await?;
         self.set_interfaces(&config).await?;
         // From here on nothing is refused any more.
@@ -76,7 +77,7 @@ impl Reloader {
         self.proxy.apply(web);
         // The worker first: it must know a backend before there is a verdict on it.
         let following = self.steering.set_config(Arc::clone(&config));
-        self.prober.configure(targets(&config));
+        self.prober.configure(targets);
         following.await.map_err(|error| match error {
             SteeringError::Incomplete(_) => Refusal::new(Fault::Kernel, error.to_string()),
             _ => Refusal::new(Fault::Agent, error.to_string()),

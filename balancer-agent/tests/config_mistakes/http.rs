@@ -390,7 +390,9 @@ const WARNINGS: &[Row] = &[
     ("[pool.queue]\nlength = 100", "[pool.retries]\nnon_idempotent = ^true", "`non_idempotent` repeats requests that a backend may have acted on", "unless the application can tell"),
     ("[pool.queue]\nlength = 100", "[pool.retries]\nattempts = ^0\non_status = [502]", "`on_status` has no effect without `attempts`", "at least 1"),
     ("[pool.queue]\nlength = 100", "[pool.observe]\nenabled = false\nfailures = ^5", "`failures` has no effect beside `enabled = false`", "`enabled = true`, or no `failures`"),
-    ("[pool.queue]\nlength = 100", "^[pool.check]\ntype = \"http\"\n[pool.tls]", "the check of pool \"app\" speaks plain HTTP, but its backends speak TLS", "`type = \"tcp\"`"),
+    ("[pool.queue]\nlength = 100", "^[pool.check]\ntype = \"http\"\ntls = false\n[pool.tls]", "the check of pool \"app\" speaks plain HTTP, but its backends speak TLS", "no `tls = false`, or the `port` of a plain listener"),
+    ("[pool.queue]\nlength = 100", "[pool.check]\ntype = \"none\"\ntls = ^true\n[pool.tls]", "`tls` has no effect without a check", "a `type` of check, or no `tls`"),
+    ("[http]\nthreads = 2", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:80\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n^[pool.tls]\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\"", "no HTTP frontend uses pool \"v\": `tls` has no effect", "`mode = \"http\"`, or no `tls`"),
     ("[pool.queue]\nlength = 100", "^[pool.passive]\nrefused = true", "only HTTP frontends use pool \"app\": `passive`, which is about steering, has no effect", "a frontend in xdp mode"),
     ("balance", "forward = ^\"nat\"\nbalance", "only HTTP frontends use pool \"app\": `forward`", "or no `forward`"),
     ("balance", "snat = ^[\"10.0.0.1\"]\nbalance", "only HTTP frontends use pool \"app\": `snat`", "or no `snat`"),
@@ -411,6 +413,12 @@ const GOOD: &[(&str, &str)] = &[
     ("[http]\nthreads = 2\n\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"0.0.0.0:443\"", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:443\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n[[pool.backend]]\nname = \"here\"\naddress = \"10.0.0.1:443\"\n[[pool.backend]]\nname = \"there\"\naddress = \"10.0.0.2:443\"\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"10.0.0.1:443\""),
     // TLS behind a proxy that speaks the PROXY protocol.
     ("hsts", "proxy_protocol_from = [\"10.0.0.0/8\"]\ntrusted_proxies = [\"10.0.0.0/8\"]\nhsts"),
+    // Checks go over TLS with requests; or to a port of their own, over TLS or not.
+    ("[pool.queue]\nlength = 100", "[pool.check]\ntype = \"http\"\n[pool.tls]"),
+    ("[pool.queue]\nlength = 100", "[pool.check]\ntype = \"http\"\nport = 81\n[pool.tls]"),
+    ("[pool.queue]\nlength = 100", "[pool.check]\ntype = \"tcp\"\nport = 444\ntls = true\n[pool.tls]"),
+    // Steered connections are none of ours, but checks are.
+    ("[http]\nthreads = 2", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:80\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n[pool.check]\ntype = \"http\"\ntls = true\n[pool.tls]\nverify = false\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\""),
     // A site for some hosts, and the frontend's pool for the rest.
     ("hsts", "pool = \"app\"\nhsts"),
     (ROUTE, "type = \"cookie\"\nkey_file = \"@/cookie.key\"\ncookie = \"__Host-lb\"\nsame_site = \"none\"\nsecure = true\npartitioned = true"),
