@@ -37,13 +37,11 @@ use crate::admin::server::Listener;
 use crate::dataplane::Tables;
 use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
 use crate::dataplane::object;
-use crate::model::http::BackendProtocol;
-use crate::model::{BackendName, Check, Config, Pool};
+use crate::model::Config;
 use crate::nexthop::{NextHops, Watcher};
-use crate::prober::{CheckTls, Limits, Prober, Target, Wire};
+use crate::prober::{Limits, Prober};
 use crate::proxy::server::Proxy;
 use crate::proxy::stats::Web;
-use crate::proxy::upstream::endpoint::Speech;
 use crate::reconcile::{Desired, Reconciler};
 use crate::steering::flowkeeper::{FlowKeeper, Watched};
 use crate::steering::overrides::{Overrides, Store};
@@ -94,11 +92,11 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut reopen = signal(SignalKind::user_defined1())?;
 
+    let targets = ready.targets();
     let config = ready.config;
     let listener = Listener::bind(&config.admin.socket)?;
     let store = Store::beside(&config.admin.socket);
     let overrides = load_overrides(&store, &config);
-    let targets = targets(&config, ready.materials.speeches());
     // Before the kernel side: an address that is taken must not leave anything behind.
     let web = Proxy::prepare(&config, ready.materials, None)?;
     let kernel = open_kernel(&config)?;
@@ -565,38 +563,4 @@ fn servers(config: &Config) -> Vec<IpAddr> {
     servers.sort();
     servers.dedup();
     servers
-}
-
-/// What the prober has to watch. `speeches` are those of the pools, in their order.
-fn targets(config: &Config, speeches: &[Arc<Speech>]) -> Vec<Target> {
-    let pools = config.pools.iter().zip(speeches);
-    pools
-        .flat_map(|(pool, speech)| {
-            let wire = wire(pool, speech);
-            pool.backends.iter().map(move |backend| Target {
-                name: BackendName {
-                    pool: Arc::clone(&pool.name),
-                    backend: Arc::clone(&backend.name),
-                },
-                address: backend.address,
-                check: pool.check.clone(),
-                passive: pool.passive,
-                wire: wire.clone(),
-            })
-        })
-        .collect()
-}
-
-/// What the checks of a pool are spoken over: what its requests are, as far as they go to
-/// the same port.
-fn wire(pool: &Pool, speech: &Speech) -> Wire {
-    let Check {
-        tls, as_requests, ..
-    } = pool.check;
-    let tls = speech.tls.as_ref().filter(|_| tls);
-    Wire {
-        proxy: speech.send_proxy.filter(|_| as_requests),
-        tls: tls.map(|tls| CheckTls::new(&tls.config, tls.server_name.clone())),
-        http2: as_requests && speech.protocol == BackendProtocol::Http2,
-    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ready::Ready;
-use super::{servers, steers, targets, tell_attached};
+use super::{servers, steers, tell_attached};
 use crate::admin::node::ReloadRequest;
 use crate::admin::protocol::{Fault, Refusal};
 use crate::admin::render::headed;
@@ -66,9 +66,9 @@ impl Reloader {
             .await
             .map_err(|e| Refusal::new(Fault::Agent, e.to_string()))?
             .map_err(|e| Refusal::new(Fault::Config, e.report(false)))?;
+        let targets = ready.targets();
         let (config, warnings) = (ready.config, ready.warnings);
         self.check(&config)?;
-        let targets = targets(&config, ready.materials.speeches());
         let web = self.prepare(&config, ready.materials).await?;
         self.set_interfaces(&config).await?;
         // From here on nothing is refused any more.
