@@ -15,6 +15,7 @@
 //! tier, then the worker's first round, and only then is the socket served. End: running
 //! requests, the socket, then the threads; the kernel program steers on.
 
+mod ready;
 mod reload;
 
 use std::net::IpAddr;
@@ -33,13 +34,12 @@ use tokio::task::JoinSet;
 
 use crate::admin::node::{CachedCounts, Node};
 use crate::admin::server::Listener;
-use crate::config;
 use crate::dataplane::Tables;
 use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
 use crate::dataplane::object;
-use crate::model::{BackendName, Config};
+use crate::model::Config;
 use crate::nexthop::{NextHops, Watcher};
-use crate::prober::{Limits, Prober, Target};
+use crate::prober::{Limits, Prober};
 use crate::proxy::server::Proxy;
 use crate::proxy::stats::Web;
 use crate::reconcile::{Desired, Reconciler};
@@ -47,7 +47,10 @@ use crate::steering::flowkeeper::{FlowKeeper, Watched};
 use crate::steering::overrides::{Overrides, Store};
 use crate::steering::view::{World, health_in, hops_in};
 use crate::steering::{Input, Setup, SteeringError, SteeringHandle, Worker};
+use ready::Ready;
 use reload::Reloader;
+
+pub use ready::check;
 
 /// How long the first round waits for the kernel's routes.
 const HOPS_PATIENCE: Duration = Duration::from_secs(2);
@@ -65,23 +68,23 @@ const EVENTS: usize = 1024;
 /// # Errors
 /// What keeps it from starting, or made it end.
 pub fn run(path: &Path) -> anyhow::Result<()> {
-    let (config, warnings) = config::load_with_warnings(path)?;
-    if !warnings.is_empty() {
-        tracing::warn!("{warnings}");
-    }
-    check_rights(&config)?;
     raise_file_limit();
+    let ready = Ready::read(path, None)?;
+    if !ready.warnings.is_empty() {
+        tracing::warn!("{}", ready.warnings);
+    }
+    check_rights(&ready.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(path, config));
+    let result = runtime.block_on(serve(path, ready));
     runtime.shutdown_timeout(END);
     result
 }
 
-async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
+async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
     let started = Instant::now();
     // First, so that no signal ends the process half way.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -89,15 +92,13 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut reopen = signal(SignalKind::user_defined1())?;
 
-    let config = Arc::new(config);
+    let targets = ready.targets();
+    let config = ready.config;
     let listener = Listener::bind(&config.admin.socket)?;
     let store = Store::beside(&config.admin.socket);
     let overrides = load_overrides(&store, &config);
     // Before the kernel side: an address that is taken must not leave anything behind.
-    let web = Proxy::prepare(&config, None)?;
-    for warning in web.warnings() {
-        tracing::warn!("{warning}");
-    }
+    let web = Proxy::prepare(&config, ready.materials, None)?;
     let kernel = open_kernel(&config)?;
 
     let mut tasks = JoinSet::new();
@@ -115,7 +116,7 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     for (name, health) in &seeds {
         prober_handle.seed(name, *health);
     }
-    prober_handle.configure(targets(&config));
+    prober_handle.configure(targets);
     tasks.spawn(async move {
         prober.run().await;
     });
@@ -233,7 +234,8 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
 /// # Errors
 /// What keeps an agent from starting; also when something wanted cannot be had.
 pub fn dry_run(path: &Path) -> anyhow::Result<String> {
-    let config = Arc::new(config::load(path)?);
+    raise_file_limit();
+    let config = Ready::read(path, None)?.config;
     let store = Store::beside(&config.admin.socket);
     let overrides = load_overrides(&store, &config);
     let tables = match kernel::pinned(config.xdp.pin_dir.as_deref())? {
@@ -341,7 +343,7 @@ fn check_rights(config: &Config) -> anyhow::Result<()> {
     )
 }
 
-/// Each check takes a descriptor.
+/// Each check takes a descriptor, as do document roots.
 fn raise_file_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
@@ -561,21 +563,4 @@ fn servers(config: &Config) -> Vec<IpAddr> {
     servers.sort();
     servers.dedup();
     servers
-}
-
-fn targets(config: &Config) -> Vec<Target> {
-    let pools = config.pools.iter();
-    pools
-        .flat_map(|pool| {
-            pool.backends.iter().map(|backend| Target {
-                name: BackendName {
-                    pool: Arc::clone(&pool.name),
-                    backend: Arc::clone(&backend.name),
-                },
-                address: backend.address,
-                check: pool.check.clone(),
-                passive: pool.passive,
-            })
-        })
-        .collect()
 }

@@ -36,7 +36,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check a configuration file; changes nothing
+    /// Check a configuration file and the files that it names; changes nothing
     #[command(after_help = EXIT_CODES)]
     Check {
         /// The file
@@ -300,7 +300,7 @@ fn with_causes(error: &anyhow::Error) -> String {
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {
-    let (_, warnings) = config::load_with_warnings(file)?;
+    let warnings = app::check(file)?;
     if !warnings.is_empty() {
         let report = warnings.report(std::io::stderr().is_terminal());
         eprintln!("{}", report.trim_end());

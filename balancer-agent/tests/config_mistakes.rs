@@ -9,6 +9,8 @@ use balancer_agent::config;
 
 #[path = "config_mistakes/http.rs"]
 mod http;
+#[path = "config_mistakes/named.rs"]
+mod named;
 
 const BASE: &str = r#"[xdp]
 interfaces = ["eth0", "eth1"]
@@ -237,6 +239,8 @@ const CHECKS: &[Mistake] = &[
     ("expect = 200", "rise = 101", 24, 8, "`rise` 101 is out of range", "from 1 to 100"),
     ("expect = 200", "port = 0", 24, 8, "`port` 0 is out of range", "from 1 to 65535"),
     ("expect = 200", "port = 65536", 24, 8, "`port` 65536 is out of range", "from 1 to 65535"),
+    ("expect = 200", "tls = true", 24, 7, "`tls` in a pool without `[pool.tls]`", "`verify = false` in it verifies nothing"),
+    ("expect = 200", "tls = \"yes\"", 24, 7, "`tls` is the string \"yes\"", "true or false"),
     (CHECK, "type = \"tcp\"\npath = \"/\"", 22, 8, "`path` belongs to an http check, and this one's type is tcp", "`type = \"http\"`, or no `path`"),
     (CHECK, "host = \"x\"", 21, 8, "`host` belongs to an http check, and this one's type is tcp", "or no `host`"),
     (CHECK, "type = \"none\"\nexpect = 200", 22, 10, "`expect` belongs to an http check, and this one's type is none", "or no `expect`"),

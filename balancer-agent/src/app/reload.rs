@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{servers, steers, targets, tell_attached};
+use super::ready::Ready;
+use super::{servers, steers, tell_attached};
 use crate::admin::node::ReloadRequest;
 use crate::admin::protocol::{Fault, Refusal};
 use crate::admin::render::headed;
-use crate::config;
 use crate::dataplane::kernel::Kernel;
 use crate::model::Config;
 use crate::prober::ProberHandle;
+use crate::proxy::materials::Materials;
 use crate::proxy::server::{Prepared, Proxy};
 use crate::steering::{SteeringError, SteeringHandle};
 
@@ -59,15 +60,16 @@ impl Reloader {
     }
 
     async fn reload(&mut self) -> Result<String, Refusal> {
-        let path = self.path.clone();
-        let loading = tokio::task::spawn_blocking(move || config::load_with_warnings(&path));
-        let (config, warnings) = loading
+        let (path, proxy) = (self.path.clone(), self.proxy.clone());
+        let reading = tokio::task::spawn_blocking(move || Ready::read(&path, Some(&proxy)));
+        let ready = reading
             .await
             .map_err(|e| Refusal::new(Fault::Agent, e.to_string()))?
             .map_err(|e| Refusal::new(Fault::Config, e.report(false)))?;
+        let targets = ready.targets();
+        let (config, warnings) = (ready.config, ready.warnings);
         self.check(&config)?;
-        let config = Arc::new(config);
-        let web = self.prepare(&config).await?;
+        let web = self.prepare(&config, ready.materials).await?;
         self.set_interfaces(&config).await?;
         // From here on nothing is refused any more.
         self.destinations.send_replace(servers(&config));
@@ -75,7 +77,7 @@ impl Reloader {
         self.proxy.apply(web);
         // The worker first: it must know a backend before there is a verdict on it.
         let following = self.steering.set_config(Arc::clone(&config));
-        self.prober.configure(targets(&config));
+        self.prober.configure(targets);
         following.await.map_err(|error| match error {
             SteeringError::Incomplete(_) => Refusal::new(Fault::Kernel, error.to_string()),
             _ => Refusal::new(Fault::Agent, error.to_string()),
@@ -118,17 +120,13 @@ impl Reloader {
         Err(Refusal::new(Fault::Config, message))
     }
 
-    /// Binds what is new and reads certificates; changes nothing.
-    async fn prepare(&self, new: &Arc<Config>) -> Result<Prepared, Refusal> {
+    /// Binds what is new; changes nothing.
+    async fn prepare(&self, new: &Arc<Config>, with: Materials) -> Result<Prepared, Refusal> {
         let (proxy, new) = (self.proxy.clone(), Arc::clone(new));
-        let prepared = tokio::task::spawn_blocking(move || Proxy::prepare(&new, Some(&proxy)))
+        tokio::task::spawn_blocking(move || Proxy::prepare(&new, with, Some(&proxy)))
             .await
             .map_err(|e| Refusal::new(Fault::Agent, e.to_string()))?
-            .map_err(|e| Refusal::new(Fault::Config, format!("nothing was applied: {e}")))?;
-        for warning in prepared.warnings() {
-            tracing::warn!("{warning}");
-        }
-        Ok(prepared)
+            .map_err(|e| Refusal::new(Fault::Config, format!("nothing was applied: {e}")))
     }
 
     async fn set_interfaces(&self, new: &Config) -> Result<(), Refusal> {

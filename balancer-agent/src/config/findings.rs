@@ -6,6 +6,7 @@ use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 
 use super::error::Finding;
+use super::places::Places;
 use super::raw::{Field, Value};
 
 /// Bytes of the text.
@@ -19,6 +20,8 @@ const SHOWN: usize = 80;
 pub(super) struct Findings {
     pub(super) errors: Vec<Finding>,
     pub(super) warnings: Vec<Finding>,
+    /// Where values are that name something outside of the file.
+    pub(super) places: Places,
 }
 
 /// Why a value can't be what its key needs.

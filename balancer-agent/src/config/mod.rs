@@ -1,7 +1,8 @@
 //! From the text of a configuration file to a checked [`model::Config`](crate::model::Config).
 //!
 //! `raw` knows the file's structure, `value` what a single value means,
-//! `resolve` and `pool` build the model, `cross` looks at what fits together;
+//! `resolve` and `pool` build the model, `cross` looks at what fits together, `places`
+//! remembers where things outside of the file are named;
 //! `http` does all of it for the web tier.
 //! All of them add what they find to one list, so that a file's mistakes are
 //! shown together. The format is described in `docs/configuration.md`.
@@ -10,6 +11,7 @@ mod cross;
 mod error;
 mod findings;
 mod http;
+mod places;
 mod pool;
 mod raw;
 mod resolve;
@@ -18,11 +20,12 @@ mod value;
 use std::io::Read;
 use std::path::Path;
 
-use crate::model::Config;
+use crate::model::{Config, Misfit};
 
 pub use error::{ConfigError, Problem, Warnings};
 use error::{Finding, Listing};
 use findings::Findings;
+use places::Places;
 
 /// Largest file that is read, in bytes. The largest configuration that the
 /// kernel tables have room for takes less than a quarter of it.
@@ -42,6 +45,15 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// # Errors
 /// As [`load`].
 pub fn load_with_warnings(path: &Path) -> Result<(Config, Warnings), ConfigError> {
+    read(path).map(Loaded::into_parts)
+}
+
+/// Reads and checks a file, and remembers where things are in it. What the file names
+/// outside of itself is not looked into.
+///
+/// # Errors
+/// As [`load`].
+pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
     let name = path.display().to_string();
     let mut bytes = Vec::new();
     // A little more than allowed tells a file that is too large from one that
@@ -56,7 +68,7 @@ pub fn load_with_warnings(path: &Path) -> Result<(Config, Warnings), ConfigError
                 "a file that can be read",
             ))
         })?;
-    parse_bytes(&name, &bytes)
+    read_bytes(&name, &bytes)
 }
 
 /// Checks a text. `name` stands for the file in messages.
@@ -80,6 +92,14 @@ pub fn parse_with_warnings(name: &str, text: &str) -> Result<(Config, Warnings),
 /// # Errors
 /// As [`parse`]; also when the bytes are not UTF-8.
 pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<(Config, Warnings), ConfigError> {
+    read_bytes(name, bytes).map(Loaded::into_parts)
+}
+
+/// [`read`] for bytes; `name` stands for the file in messages.
+///
+/// # Errors
+/// As [`parse_bytes`].
+pub fn read_bytes(name: &str, bytes: &[u8]) -> Result<Loaded, ConfigError> {
     if bytes.len() > FILE_MAX {
         let message = format!("is larger than {} MiB", FILE_MAX >> 20);
         let expected = "a configuration of balancer";
@@ -92,11 +112,48 @@ pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<(Config, Warnings), Confi
     let config =
         raw::read(text, &mut findings).and_then(|raw| resolve::resolve(&raw, &mut findings));
     match config {
-        Some(config) if findings.errors.is_empty() => {
-            let warnings = Warnings::new(Listing::new(name, text, findings.warnings));
-            Ok((config, warnings))
-        }
+        Some(config) if findings.errors.is_empty() => Ok(Loaded {
+            config,
+            name: name.to_owned(),
+            text: text.to_owned(),
+            places: findings.places,
+            warnings: findings.warnings,
+        }),
         _ => Err(ConfigError::new(Listing::new(name, text, findings.errors))),
+    }
+}
+
+/// A checked configuration together with its text, for those who look at what it names.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    name: String,
+    text: String,
+    places: Places,
+    warnings: Vec<Finding>,
+}
+
+impl Loaded {
+    /// Says what can't be used at every place that names it.
+    pub fn refuse(&self, misfits: &[Misfit]) -> ConfigError {
+        ConfigError::new(self.listing(self.places.findings(misfits)))
+    }
+
+    /// What is odd in the file, and in what it names.
+    pub fn warnings(&self, odd: &[Misfit]) -> Warnings {
+        let mut findings = self.warnings.clone();
+        findings.extend(self.places.findings(odd));
+        Warnings::new(self.listing(findings))
+    }
+
+    fn listing(&self, findings: Vec<Finding>) -> Listing {
+        Listing::new(&self.name, &self.text, findings)
+    }
+
+    fn into_parts(self) -> (Config, Warnings) {
+        let warnings = self.warnings(&[]);
+        (self.config, warnings)
     }
 }
 

@@ -153,9 +153,10 @@ pub(super) fn pool(
         0 => Role::Upstream,
         _ => Role::Backend,
     };
+    let spoken = (usage, raw.tls.is_some());
     let check = match &raw.check {
-        Some(table) => check(table.get_ref(), &table.span(), usage, findings),
-        None => check(&RawCheck::default(), &span, usage, findings),
+        Some(table) => check(table.get_ref(), &table.span(), spoken, findings),
+        None => check(&RawCheck::default(), &span, spoken, findings),
     };
     PoolDraft {
         name,
@@ -234,7 +235,13 @@ enum Type {
     Http,
 }
 
-fn check(raw: &RawCheck, span: &Span, usage: Usage, findings: &mut Findings) -> Check {
+/// `spoken` is who uses the pool, and whether it has a `[pool.tls]`.
+fn check(
+    raw: &RawCheck,
+    span: &Span,
+    (usage, tls_table): (Usage, bool),
+    findings: &mut Findings,
+) -> Check {
     let default = if usage.udp_only() {
         Type::None
     } else {
@@ -293,6 +300,14 @@ fn check(raw: &RawCheck, span: &Span, usage: Usage, findings: &mut Findings) -> 
         let message = "only UDP frontends use this pool, so its backends' ports are no TCP ports";
         findings.error(place, message, "`port` as well: the TCP port to check");
     }
+    let as_requests = raw.port.is_none() && (usage.http || !usage.steered());
+    let default = tls_table && as_requests;
+    let tls = findings.or("tls", &raw.tls, default, Value::boolean);
+    if let (Some(field), true, false) = (&raw.tls, tls, tls_table) {
+        let message = "`tls` in a pool without `[pool.tls]`: nothing says how to verify backends";
+        let expected = "a `[pool.tls]` (`verify = false` in it verifies nothing), or no `tls`";
+        findings.error(field.span(), message, expected);
+    }
     // Read in any case, so that their mistakes are found.
     let path = findings.or("path", &raw.path, "/".to_owned(), |v| {
         value::request_path(v.text("\"/health\"")?)
@@ -317,6 +332,8 @@ fn check(raw: &RawCheck, span: &Span, usage: Usage, findings: &mut Findings) -> 
         fall,
         rise,
         port: port.map(Spanned::into_inner),
+        tls: tls && kind != Type::None,
+        as_requests,
     }
 }
 
@@ -352,6 +369,7 @@ fn keys_of_type(raw: &RawCheck, kind: Type, findings: &mut Findings) {
             ("fall", &raw.fall),
             ("rise", &raw.rise),
             ("port", &raw.port),
+            ("tls", &raw.tls),
         ];
         for (key, field) in timing {
             if let Some(field) = field {

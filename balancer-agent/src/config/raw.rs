@@ -135,6 +135,7 @@ pub(super) struct RawCheck {
     pub(super) fall: Field,
     pub(super) rise: Field,
     pub(super) port: Field,
+    pub(super) tls: Field,
     pub(super) path: Field,
     pub(super) host: Field,
     pub(super) expect: Field,

@@ -6,12 +6,15 @@
 //! immutable: a reload makes a new one.
 
 pub mod http;
+mod named;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use named::{Misfit, Named};
 
 /// A whole, checked configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -256,6 +259,11 @@ pub struct Check {
     pub rise: u32,
     /// Port to check instead of the backend's.
     pub port: Option<u16>,
+    /// TLS, as the pool's [`http::PoolHttp::tls`] says, which is there then.
+    pub tls: bool,
+    /// It goes where requests of HTTP frontends go, and is spoken as they are: HTTP/2 or a
+    /// PROXY header first, where the pool says so.
+    pub as_requests: bool,
 }
 
 /// What a check tries.
@@ -263,13 +271,13 @@ pub struct Check {
 pub enum CheckKind {
     /// No check: always up.
     None,
-    /// A TCP connection opens.
+    /// A TCP connection opens; with TLS, its handshake is completed.
     Tcp,
-    /// A GET over HTTP/1.1 is answered with an expected status.
+    /// A GET is answered with an expected status.
     Http {
         /// Path and query, beginning with `/`.
         path: String,
-        /// Host header; the address and port when absent.
+        /// Host; when absent, the name that TLS asks for, or the address and port.
         host: Option<String>,
         /// Inclusive ranges of expected status codes.
         expect: Vec<(u16, u16)>,

@@ -13,10 +13,13 @@ pub mod probe;
 mod schedule;
 mod shared;
 mod tcp;
+pub mod tls;
 
 pub use health::{Outcome, Points, Sign};
 pub use shared::{ProbeStatus, ProberHandle, Verdicts};
+pub use tls::CheckTls;
 
+use crate::model::http::ProxyVersion;
 use crate::model::{BackendName, Check, Health, Passive};
 use futures::FutureExt;
 use schedule::Schedule;
@@ -37,6 +40,20 @@ pub struct Target {
     pub check: Check,
     /// Which signs count.
     pub passive: Passive,
+    /// What its checks are spoken over.
+    pub wire: Wire,
+}
+
+/// What checks are spoken over. The default is TCP, and HTTP/1.1 on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wire {
+    /// A PROXY header of this version goes first, before TLS; it says that the connection
+    /// is the balancer's own. A check that only connects has none.
+    pub proxy: Option<ProxyVersion>,
+    /// TLS; which version of HTTP is spoken is then agreed on by ALPN.
+    pub tls: Option<CheckTls>,
+    /// Without TLS: HTTP/2 by prior knowledge (RFC 9113, 3.3).
+    pub http2: bool,
 }
 
 /// A backend's health has changed (or the backend is new).
@@ -94,7 +111,7 @@ impl Prober {
     /// Checks until the future is dropped, which also ends all running checks.
     pub async fn run(self) -> Infallible {
         let probe = Box::new(|target: Arc<Target>| {
-            async move { probe::run(target.address, &target.check).await }.boxed()
+            async move { probe::run(target.address, &target.check, &target.wire).await }.boxed()
         });
         Schedule::new(self.shared, self.limits, probe).run().await
     }
@@ -104,3 +121,5 @@ impl Prober {
 mod probe_tests;
 #[cfg(test)]
 mod schedule_tests;
+#[cfg(test)]
+mod tls_tests;

@@ -1,5 +1,6 @@
 //! One check from connect to verdict, and the words for what went wrong.
 
+use super::Wire;
 use super::health::Outcome;
 use super::http::{self, HEAD_BYTES};
 use super::tcp;
@@ -8,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 pub struct Report {
     /// The verdict on the server.
     pub outcome: Outcome,
-    /// For people: "connected", "status 200", or what went wrong.
+    /// For people: "connected", "TLS handshake done", "status 200", or what went wrong.
     pub text: Arc<str>,
     /// From the start to the verdict.
     pub duration: Duration,
@@ -32,6 +33,9 @@ pub enum ProbeError {
     /// The connection could not be opened.
     #[error("cannot connect: {0}")]
     Connect(io::Error),
+    /// The TLS handshake failed.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The whole check took too long.
     #[error("timeout after {} while {phase}", Milliseconds(*after))]
     Timeout {
@@ -48,7 +52,7 @@ pub enum ProbeError {
         /// Inclusive ranges.
         expected: Box<[(u16, u16)]>,
     },
-    /// Not HTTP/1.1.
+    /// Not HTTP of the version that is spoken.
     #[error("malformed response: {0}")]
     Malformed(String),
     /// The head of the response has no end within bounds.
@@ -82,15 +86,18 @@ impl ProbeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Until the connection is open.
-    Connecting,
+    Connecting = 0,
+    /// Until the TLS handshake is complete.
+    Handshaking = 1,
     /// Until the head of the response is there.
-    Responding,
+    Responding = 2,
 }
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connecting => "connecting",
+            Self::Handshaking => "waiting for the TLS handshake",
             Self::Responding => "waiting for the response",
         })
     }
@@ -98,33 +105,32 @@ impl fmt::Display for Phase {
 
 /// Where the running check says how far it has come.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
-    connected: AtomicBool,
-}
+pub(super) struct Progress(AtomicU8);
 
 impl Progress {
-    pub fn connected(&self) {
-        self.connected.store(true, Ordering::Relaxed);
+    pub fn reached(&self, phase: Phase) {
+        self.0.store(phase as u8, Ordering::Relaxed);
     }
 
     fn phase(&self) -> Phase {
-        if self.connected.load(Ordering::Relaxed) {
-            Phase::Responding
-        } else {
-            Phase::Connecting
+        match self.0.load(Ordering::Relaxed) {
+            0 => Phase::Connecting,
+            1 => Phase::Handshaking,
+            _ => Phase::Responding,
         }
     }
 }
 
 /// Makes one check; ends within `check.timeout`.
-pub async fn run(backend: SocketAddr, check: &Check) -> Report {
+pub async fn run(backend: SocketAddr, check: &Check, wire: &Wire) -> Report {
     let address = match check.port {
         Some(port) => SocketAddr::new(backend.ip(), port),
         None => backend,
     };
     let started = Instant::now();
     let progress = Progress::default();
-    let result = tokio::time::timeout(check.timeout, attempt(address, &check.kind, &progress))
+    let attempt = attempt(address, &check.kind, wire, &progress);
+    let result = tokio::time::timeout(check.timeout, attempt)
         .await
         .unwrap_or_else(|_| {
             Err(ProbeError::Timeout {
@@ -150,13 +156,17 @@ pub async fn run(backend: SocketAddr, check: &Check) -> Report {
 async fn attempt(
     address: SocketAddr,
     kind: &CheckKind,
+    wire: &Wire,
     progress: &Progress,
 ) -> Result<Arc<str>, ProbeError> {
     match kind {
         CheckKind::None => Ok("no check".into()),
         CheckKind::Tcp => {
-            tcp::check(address).await?;
-            Ok("connected".into())
+            tcp::check(address, wire, progress).await?;
+            Ok(match wire.tls {
+                Some(_) => "TLS handshake done".into(),
+                None => "connected".into(),
+            })
         }
         CheckKind::Http { path, host, expect } => {
             let ask = http::Ask {
@@ -164,7 +174,7 @@ async fn attempt(
                 host: host.as_deref(),
                 expect,
             };
-            let status = http::check(address, ask, progress).await?;
+            let status = http::check(address, ask, wire, progress).await?;
             Ok(format!("status {status}").into())
         }
     }

@@ -1,7 +1,8 @@
 //! The checks against real servers on loopback.
 
+use super::Wire;
 use super::health::Outcome;
-use super::probe::{Report, run};
+use super::probe::{self, Report};
 use crate::model::{Check, CheckKind};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -21,6 +22,8 @@ fn tcp(timeout: Duration) -> Check {
         fall: 3,
         rise: 2,
         port: None,
+        tls: false,
+        as_requests: true,
     }
 }
 
@@ -33,6 +36,10 @@ fn http(timeout: Duration) -> Check {
         },
         ..tcp(timeout)
     }
+}
+
+async fn run(address: SocketAddr, check: &Check) -> Report {
+    probe::run(address, check, &Wire::default()).await
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -303,6 +310,7 @@ async fn the_prober_sees_a_server_come_and_go() {
             refused: true,
             unanswered: None,
         },
+        wire: Wire::default(),
     }]);
     let mut until = async |health| -> Verdict {
         loop {

@@ -224,7 +224,7 @@ impl Schedule {
             return;
         };
         let rules = Rules::new(&target.check, &target.passive);
-        let other_check = target.check != entry.target.check;
+        let other_check = target.check != entry.target.check || target.wire != entry.target.wire;
         entry.target = Arc::new(target);
         let change = entry.machine.reconfigure(rules);
         if other_check && let State::Running(task) = &entry.state {
@@ -402,9 +402,14 @@ impl Schedule {
             _ => Arc::clone(&report.text),
         };
         {
+            let failed = report.outcome == Outcome::Failure;
             let mut status = lock(&entry.cell);
+            if failed && status.checks == 0 && entry.machine.health() == Health::Down {
+                // It was down for want of a check; from now on it is for this.
+                status.reason = Arc::clone(&report.text);
+            }
             status.checks += 1;
-            status.failed_checks += u64::from(report.outcome == Outcome::Failure);
+            status.failed_checks += u64::from(failed);
             status.last = Some(report.text);
             status.last_duration = Some(report.duration);
         }

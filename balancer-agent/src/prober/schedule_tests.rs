@@ -107,11 +107,14 @@ fn target(n: usize) -> Target {
             fall: 3,
             rise: 2,
             port: None,
+            tls: false,
+            as_requests: true,
         },
         passive: Passive {
             refused: true,
             unanswered: Some(1000 * MS),
         },
+        wire: Wire::default(),
     }
 }
 

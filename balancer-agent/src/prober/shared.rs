@@ -105,7 +105,7 @@ pub struct ProberHandle {
 
 impl ProberHandle {
     /// Makes `targets` the backends that are watched. Unchanged ones keep their
-    /// state and schedule; ones with a new check or passive rule keep their
+    /// state and schedule; ones with a new check, wire or passive rule keep their
     /// health; ones with a new address are other servers and start anew; all
     /// others stop. Of equal names the last counts.
     pub fn configure(&self, targets: Vec<Target>) {

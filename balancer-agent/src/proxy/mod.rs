@@ -20,12 +20,16 @@
 //! - `log/`: the access log; `stats.rs`: counters, and what the status shows of them;
 //! - `service.rs`: one request;
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
+//! - `materials.rs`: what a configuration names, read before anything is changed; `pem.rs`:
+//!   certificates and keys;
 //! - `server.rs`: threads, listeners, reload, drain; `status.rs`: what operators see of it.
 
 pub mod balance;
 pub mod downstream;
 pub mod files;
 pub mod log;
+pub mod materials;
+mod pem;
 pub mod route;
 pub mod server;
 pub mod service;

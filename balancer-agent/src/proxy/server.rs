@@ -1,8 +1,10 @@
 //! The web tier as a whole: prepared, started, changed, drained.
 //!
 //! ```text
-//! prepare (anything may fail, nothing has changed) --> start / apply (nothing can fail)
-//!                                                         |
+//! gather materials, prepare (anything may fail, nothing has changed)
+//!                          |
+//!                          +--> start / apply (nothing can fail)
+//!                                 |
 //!          threads http-0 .. http-n: one runtime, one LocalSet, one Thread each
 //! ```
 
@@ -13,12 +15,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::downstream::{self, Listeners, PreparedListeners};
-use super::files::OpenError;
 use super::log::{LogFiles, Masks};
-use super::route::Router;
+use super::materials::Materials;
 use super::service::{Service, Thread};
 use super::stats::{self, FrontendCounts, HttpStatus, Reopened, Web};
-use super::upstream::endpoint::{EndpointError, Speech};
 use super::world::{FrontendWorld, Parts, Publisher};
 use crate::model::{Activation, BackendName, Config, Health};
 use crate::prober::Verdict;
@@ -29,17 +29,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// Why a configuration's web tier can't be had. Nothing has been changed.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// A frontend's address or certificates.
+    /// A frontend's address.
     #[error(transparent)]
     Listen(#[from] downstream::PrepareError),
-    /// A document root.
-    #[error("frontend {frontend:?}: {source}")]
-    Files {
-        /// Its name.
-        frontend: Arc<str>,
-        /// Why.
-        source: OpenError,
-    },
     /// An access log.
     #[error("frontend {frontend:?}: {source}")]
     Log {
@@ -48,9 +40,6 @@ pub enum PrepareError {
         /// Why.
         source: std::io::Error,
     },
-    /// TLS to backends.
-    #[error(transparent)]
-    Backends(#[from] EndpointError),
 }
 
 /// A configuration's web tier, ready to be started or applied.
@@ -58,13 +47,6 @@ pub struct Prepared {
     listeners: PreparedListeners,
     logs: Arc<LogFiles>,
     parts: Parts,
-}
-
-impl Prepared {
-    /// What is odd but usable.
-    pub fn warnings(&self) -> &[String] {
-        self.listeners.warnings()
-    }
 }
 
 /// The running web tier; clones are the same.
@@ -79,15 +61,18 @@ struct Inner {
 }
 
 impl Proxy {
-    /// Binds addresses, reads certificates, opens document roots and logs.
+    /// Binds addresses and opens logs. `materials` are those of this configuration, gathered
+    /// with the same `previous`.
     ///
     /// # Errors
     /// [`PrepareError`]; nothing has changed then, nor has it before [`Self::apply`].
     pub fn prepare(
         config: &Arc<Config>,
+        materials: Materials,
         previous: Option<&Self>,
     ) -> Result<Prepared, PrepareError> {
-        let listeners = Listeners::prepare(&config.http, previous.map(|p| &p.0.listeners))?;
+        let running = previous.map(|p| &p.0.listeners);
+        let listeners = Listeners::prepare(&config.http, materials.tls, running)?;
         let logs = match previous {
             Some(previous) => Arc::clone(&previous.0.logs),
             None => Arc::new(LogFiles::new(config.http.threads)),
@@ -95,12 +80,8 @@ impl Proxy {
         let masks = Arc::new(Masks::new(config));
         let known = previous.map(|p| p.0.publisher.world().load_full());
         let mut frontends = Vec::with_capacity(config.http.frontends.len());
-        for model in &config.http.frontends {
+        for (model, router) in config.http.frontends.iter().zip(materials.routers) {
             let name = &model.name;
-            let router = Router::open(model).map_err(|source| PrepareError::Files {
-                frontend: Arc::clone(name),
-                source,
-            })?;
             let log = model.log.as_ref().map(|log| logs.open(log, &masks));
             let log = log.transpose().map_err(|source| PrepareError::Log {
                 frontend: Arc::clone(name),
@@ -119,17 +100,13 @@ impl Proxy {
                 counts,
             }));
         }
-        let speeches = config
-            .pools
-            .iter()
-            .map(|pool| Speech::prepare(pool).map(Arc::new));
         Ok(Prepared {
             listeners,
             logs,
             parts: Parts {
                 config: Arc::clone(config),
                 frontends,
-                speeches: speeches.collect::<Result<_, _>>()?,
+                speeches: materials.speeches,
             },
         })
     }
@@ -188,6 +165,11 @@ impl Proxy {
             logs.flush(SWEEP);
         });
         let _ = ended.await;
+    }
+
+    /// Where it listens.
+    pub(super) fn listeners(&self) -> &Listeners {
+        &self.0.listeners
     }
 
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use balancer_agent::config;
 
 /// `@` stands for a directory with the files that [`Folder::new`] makes.
-const BASE: &str = r#"[http]
+pub(super) const BASE: &str = r#"[http]
 threads = 2
 
 [[frontend]]
@@ -286,7 +286,7 @@ const PLAIN: &str =
     "[[frontend]]\nname = \"plain\"\nmode = \"http\"\naddress = \"127.0.0.1:80\"\npool = \"app\"";
 /// The beginning of [`BASE`].
 const HEAD: &str = "[http]\nthreads = 2\n\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"0.0.0.0:443\"";
-const FILES: &str = "files = { root = \"@/www\" }";
+pub(super) const FILES: &str = "files = { root = \"@/www\" }";
 /// The pool of the mount.
 const APP: &str = "pool = \"app\"";
 /// The stickiness of the pool, and another.
@@ -382,8 +382,6 @@ const POOLS: &[Row] = &[
 const WARNINGS: &[Row] = &[
     ("hsts", "trusted_proxies = [^\"0.0.0.0/0\"]\nhsts", "`trusted_proxies` has everyone in it", "the networks of the proxies in front"),
     ("address = \"127.0.0.1:80\"", "address = \"127.0.0.1:80\"\nhttp1 = ^false", "HTTP/2 only, and no TLS: clients have to know beforehand (prior knowledge)", "a `[frontend.tls]`"),
-    ("\"@/www\"", "^\"@/wwww\"", "there is no directory @/wwww", "a directory with the files to serve"),
-    (FILES, "files = { root = ^\"@/page.html\" }", "there is no directory @/page.html", "a directory with the files to serve"),
     ("pattern = \"/app/images/*\"\npool = \"app\"", "pattern = \"/app/images/*\"\npool = ^\"spare\"\n[[pool]]\nname = \"spare\"\n[[pool.backend]]\nname = \"s\"\naddress = \"127.0.0.1:1\"\n[[frontend]]\nname = \"x\"\nmode = \"http\"\naddress = \"0.0.0.0:444\"\npool = \"spare\"\n[[frontend.site]]\nhosts = [\"a\"]\npool = \"app\"\n", "nothing of this site goes to pool \"spare\"", "a pool that a mount of this site has"),
     (FILES, "redirect = { location = \"/a\" }\nrewrite = { strip_prefix = ^\"/b\" }", "`strip_prefix` has no effect on `redirect`", "a `pool`, or no `strip_prefix`"),
     (FILES, "files = { root = \"@/www\" }\nrewrite = { request_headers = [^{ remove = \"a\" }] }", "`request_headers` has no effect on `files`", "a `pool`, or no `request_headers`"),
@@ -392,7 +390,9 @@ const WARNINGS: &[Row] = &[
     ("[pool.queue]\nlength = 100", "[pool.retries]\nnon_idempotent = ^true", "`non_idempotent` repeats requests that a backend may have acted on", "unless the application can tell"),
     ("[pool.queue]\nlength = 100", "[pool.retries]\nattempts = ^0\non_status = [502]", "`on_status` has no effect without `attempts`", "at least 1"),
     ("[pool.queue]\nlength = 100", "[pool.observe]\nenabled = false\nfailures = ^5", "`failures` has no effect beside `enabled = false`", "`enabled = true`, or no `failures`"),
-    ("[pool.queue]\nlength = 100", "^[pool.check]\ntype = \"http\"\n[pool.tls]", "the check of pool \"app\" speaks plain HTTP, but its backends speak TLS", "`type = \"tcp\"`"),
+    ("[pool.queue]\nlength = 100", "^[pool.check]\ntype = \"http\"\ntls = false\n[pool.tls]", "the check of pool \"app\" speaks plain HTTP, but its backends speak TLS", "no `tls = false`, or the `port` of a plain listener"),
+    ("[pool.queue]\nlength = 100", "[pool.check]\ntype = \"none\"\ntls = ^true\n[pool.tls]", "`tls` has no effect without a check", "a `type` of check, or no `tls`"),
+    ("[http]\nthreads = 2", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:80\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n^[pool.tls]\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\"", "no HTTP frontend uses pool \"v\": `tls` has no effect", "`mode = \"http\"`, or no `tls`"),
     ("[pool.queue]\nlength = 100", "^[pool.passive]\nrefused = true", "only HTTP frontends use pool \"app\": `passive`, which is about steering, has no effect", "a frontend in xdp mode"),
     ("balance", "forward = ^\"nat\"\nbalance", "only HTTP frontends use pool \"app\": `forward`", "or no `forward`"),
     ("balance", "snat = ^[\"10.0.0.1\"]\nbalance", "only HTTP frontends use pool \"app\": `snat`", "or no `snat`"),
@@ -413,6 +413,12 @@ const GOOD: &[(&str, &str)] = &[
     ("[http]\nthreads = 2\n\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"0.0.0.0:443\"", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:443\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n[[pool.backend]]\nname = \"here\"\naddress = \"10.0.0.1:443\"\n[[pool.backend]]\nname = \"there\"\naddress = \"10.0.0.2:443\"\n[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"10.0.0.1:443\""),
     // TLS behind a proxy that speaks the PROXY protocol.
     ("hsts", "proxy_protocol_from = [\"10.0.0.0/8\"]\ntrusted_proxies = [\"10.0.0.0/8\"]\nhsts"),
+    // Checks go over TLS with requests; or to a port of their own, over TLS or not.
+    ("[pool.queue]\nlength = 100", "[pool.check]\ntype = \"http\"\n[pool.tls]"),
+    ("[pool.queue]\nlength = 100", "[pool.check]\ntype = \"http\"\nport = 81\n[pool.tls]"),
+    ("[pool.queue]\nlength = 100", "[pool.check]\ntype = \"tcp\"\nport = 444\ntls = true\n[pool.tls]"),
+    // Steered connections are none of ours, but checks are.
+    ("[http]\nthreads = 2", "[xdp]\ninterfaces = [\"eth0\"]\n[[frontend]]\nname = \"v\"\naddress = \"192.0.2.1:80\"\npool = \"v\"\n[[pool]]\nname = \"v\"\n[pool.check]\ntype = \"http\"\ntls = true\n[pool.tls]\nverify = false\n[[pool.backend]]\nname = \"s\"\naddress = \"10.0.0.1:443\""),
     // A site for some hosts, and the frontend's pool for the rest.
     ("hsts", "pool = \"app\"\nhsts"),
     (ROUTE, "type = \"cookie\"\nkey_file = \"@/cookie.key\"\ncookie = \"__Host-lb\"\nsame_site = \"none\"\nsecure = true\npartitioned = true"),
@@ -459,7 +465,7 @@ impl Folder {
 }
 
 /// Line and column of the mark, and the text without it.
-fn marked(text: &str) -> (usize, usize, String) {
+pub(super) fn marked(text: &str) -> (usize, usize, String) {
     let (before, after) = text.split_once('^').expect(text);
     assert!(!after.contains('^'), "{text}");
     let line = before.matches('\n').count() + 1;

@@ -113,6 +113,10 @@ fn print_pool(out: &mut String, config: &Config, pool: &Pool, explicit: bool) {
     if let Some(port) = check.port {
         line(format!("port = {port}"));
     }
+    // The default depends on who uses the pool.
+    if explicit || (pool.http.tls.is_some() && check.kind != CheckKind::None) {
+        line(format!("tls = {}", check.tls));
+    }
     if let CheckKind::Http { path, host, expect } = &check.kind {
         if explicit || path != "/" {
             line(format!("path = {}", quote(path)));

@@ -61,6 +61,7 @@ pub fn config() -> impl Strategy<Value = Config> {
                 {
                     pool.check.port.get_or_insert(53);
                 }
+                pool.check.as_requests &= protocols.is_empty();
                 for (j, protocol) in protocols.into_iter().enumerate() {
                     frontends.push(Frontend {
                         name: format!("front.{i}_{j}").into(),
@@ -155,6 +156,8 @@ fn pool() -> impl Strategy<Value = (bool, Vec<Protocol>, Pool)> {
                 http,
             )| {
                 http::redirect(&mut backends);
+                let mut check = check;
+                check.tls &= http.tls.is_some() && check.kind != CheckKind::None;
                 let pool = Pool {
                     name: "".into(),
                     balance: Balance::RoundRobin,
@@ -186,8 +189,9 @@ fn check() -> impl Strategy<Value = Check> {
     let kind = prop_oneof![Just(CheckKind::None), Just(CheckKind::Tcp), http];
     let times = (10..=3_600_000u64, 0..=1_000u64, 1..=3_600_000u64);
     let rows = (1..=100u32, 1..=100u32);
-    (kind, times, rows, option::of(1..=u16::MAX), any::<bool>()).prop_map(
-        |(kind, (interval, fast, timeout), (fall, rise), port, default)| {
+    let port = option::of(1..=u16::MAX);
+    (kind, times, rows, port, any::<[bool; 2]>()).prop_map(
+        |(kind, (interval, fast, timeout), (fall, rise), port, [default, tls])| {
             let fast = (interval * fast / 1_000).max(10);
             let (fast, timeout) = match default {
                 true => default_times(interval),
@@ -201,6 +205,8 @@ fn check() -> impl Strategy<Value = Check> {
                 fall,
                 rise,
                 port,
+                tls,
+                as_requests: port.is_none(),
             }
         },
     )

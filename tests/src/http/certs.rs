@@ -51,11 +51,30 @@ impl Authority {
     /// Signs a certificate for these names, with this serial number, into `FILE.pem` and
     /// `FILE.key`; replaces those that are there, as certbot does.
     pub fn sign(&self, file: &str, names: &[&str], serial: u64) -> Pair {
+        self.sign_with(file, names, serial, |_| {})
+    }
+
+    /// The same, for a certificate that expired long ago.
+    pub fn sign_expired(&self, file: &str, names: &[&str], serial: u64) -> Pair {
+        self.sign_with(file, names, serial, |params| {
+            params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        })
+    }
+
+    fn sign_with(
+        &self,
+        file: &str,
+        names: &[&str],
+        serial: u64,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Pair {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names.clone()).expect("names");
         params.serial_number = Some(SerialNumber::from(serial));
         let common = names.first().map_or("", String::as_str);
         params.distinguished_name.push(DnType::CommonName, common);
+        change(&mut params);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         let pair = Pair {

@@ -203,6 +203,8 @@ fn usage(pool: &PoolDraft, findings: &mut Findings) {
         let by_route = matches!(pool.http.model.sticky, Some(Sticky::Route(_)));
         for (key, span) in &pool.http.written {
             let message = match *key {
+                // Checks go by it.
+                "tls" if pool.check.tls => continue,
                 "sticky" if by_route => {
                     format!("no HTTP frontend uses {title}: routes in session ids have no effect")
                 }
@@ -233,10 +235,11 @@ fn usage(pool: &PoolDraft, findings: &mut Findings) {
     }
     if pool.usage.http
         && pool.http.model.tls.is_some()
+        && !pool.check.tls
         && let (CheckKind::Http { .. }, None) = (&pool.check.kind, pool.check.port)
     {
         let message = format!("the check of {title} speaks plain HTTP, but its backends speak TLS");
-        let expected = "`type = \"tcp\"`, or the `port` of a plain listener";
+        let expected = "no `tls = false`, or the `port` of a plain listener";
         findings.warn(pool.check_place.clone(), message, expected);
     }
 }

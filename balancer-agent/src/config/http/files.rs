@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use toml::Spanned;
 
-use crate::config::findings::Mistake;
+use crate::config::findings::{Findings, Mistake};
 use crate::config::value;
+use crate::model::Named;
+use crate::model::http::CertificateFiles;
 
 /// Largest body that is kept in memory, in bytes.
 const BODY_MAX: usize = 1 << 20;
@@ -55,6 +58,22 @@ pub(super) fn private_key(text: &str, example: &str) -> Result<PathBuf, Mistake>
     let path = value::path(text, example)?;
     closed_to_others(&open(&path)?)?;
     Ok(path)
+}
+
+/// A certificate and its key; where they are named is noted.
+pub(super) fn pair(
+    certificate: Spanned<PathBuf>,
+    key: Spanned<PathBuf>,
+    findings: &mut Findings,
+) -> CertificateFiles {
+    let (places, spans) = (&mut findings.places, (certificate.span(), key.span()));
+    let files = CertificateFiles {
+        certificate: certificate.into_inner(),
+        key: key.into_inner(),
+    };
+    places.add(Named::Certificate(files.clone()), spans.0);
+    places.add(Named::Key(files.clone()), spans.1);
+    files
 }
 
 /// Opens a regular file. Anything else (a pipe, a device) could hold up or fill

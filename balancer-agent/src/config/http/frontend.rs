@@ -16,6 +16,7 @@ use crate::config::findings::{Findings, Mistake, Span};
 use crate::config::raw::{Field, RawFrontend, Section, Value};
 use crate::config::resolve::{duration_or, name};
 use crate::config::value::{self, Role};
+use crate::model::Named;
 use crate::model::http::{
     AccessLog, CertificateFiles, ClientAuth, ClientTimeouts, Forwarded, HttpFrontend, Limits,
     LogFormat, Tls, TlsVersion, Versions,
@@ -277,10 +278,7 @@ fn certificate(
     let key = findings.required("key", &raw.key, place, &key, |v| {
         files::private_key(v.text(&key)?, KEY)
     });
-    Some(CertificateFiles {
-        certificate: certificate?.into_inner(),
-        key: key?.into_inner(),
-    })
+    Some(files::pair(certificate?, key?, findings))
 }
 
 fn client_auth(raw: &RawTls, findings: &mut Findings) -> ClientAuth {
@@ -295,6 +293,10 @@ fn client_auth(raw: &RawTls, findings: &mut Findings) -> ClientAuth {
     let authorities = findings.optional("client_authorities", &raw.client_authorities, |v| {
         files::pem(v.text(&example)?, AUTHORITIES)
     });
+    if let Some(path) = &authorities {
+        let named = Named::ClientAuthorities(path.get_ref().clone());
+        findings.places.add(named, path.span());
+    }
     // After a wrong word nothing can be said about the other key.
     let certain = written.is_some() || raw.client_auth.is_none();
     let make = written.as_ref().and_then(|w| *w.get_ref());
@@ -412,6 +414,10 @@ fn log(raw: &RawLog, span: &Span, findings: &mut Findings) -> Option<AccessLog> 
             false => Ok(path),
         }
     });
+    if let Some(path) = &file {
+        let named = Named::Log(path.get_ref().clone());
+        findings.places.add(named, path.span());
+    }
     let formats = [
         ("combined", LogFormat::Combined),
         ("common", LogFormat::Common),

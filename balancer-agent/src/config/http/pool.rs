@@ -14,9 +14,10 @@ use crate::config::findings::{Findings, Mistake, Span};
 use crate::config::raw::{Field, RawBackend, RawPool, Value};
 use crate::config::resolve::duration_or;
 use crate::config::value;
+use crate::model::Named;
 use crate::model::http::{
-    BackendHttp, BackendProtocol, BackendTimeouts, BackendTls, CertificateFiles, HttpBalance,
-    MaintenancePage, Observe, PoolHttp, ProxyVersion, Queue, RETRY_STATUS, Retries, Verify,
+    BackendHttp, BackendProtocol, BackendTimeouts, BackendTls, HttpBalance, MaintenancePage,
+    Observe, PoolHttp, ProxyVersion, Queue, RETRY_STATUS, Retries, Verify,
 };
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -93,6 +94,12 @@ pub(in crate::config) fn pool(
         v.word(&words, &[])
     });
     let tls = raw.tls.as_ref().map(|t| tls(t.get_ref(), findings));
+    if let (Some(table), Some(Value::Text(name))) =
+        (&raw.tls, raw.name.as_ref().map(Spanned::get_ref))
+    {
+        let named = Named::BackendTls(name.as_str().into());
+        findings.places.add(named, table.span());
+    }
     let send_proxy = findings.optional("send_proxy", &raw.send_proxy, |v| {
         v.word(&[("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)], &[])
     });
@@ -331,10 +338,11 @@ fn tls(raw: &RawBackendTls, findings: &mut Findings) -> BackendTls {
     }
     let pair = certificate
         .zip(key)
-        .map(|(certificate, key)| CertificateFiles {
-            certificate: certificate.into_inner(),
-            key: key.into_inner(),
-        });
+        .map(|(certificate, key)| files::pair(certificate, key, findings));
+    if let Some(path) = &authorities {
+        let named = Named::BackendAuthorities(path.get_ref().clone());
+        findings.places.add(named, path.span());
+    }
     BackendTls {
         verify: match (verify, authorities) {
             (false, _) => Verify::Off,

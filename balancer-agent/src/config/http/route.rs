@@ -14,6 +14,7 @@ use super::{files, value as http_value};
 use crate::config::findings::{Findings, Mistake, Span};
 use crate::config::raw::{Field, Section, Value};
 use crate::config::value;
+use crate::model::Named;
 use crate::model::http::{Action, Compress, Files, HeaderChange, Rewrite, Route};
 
 /// Name of a pool where something refers to it.
@@ -117,7 +118,7 @@ fn files_of(raw: &RawFiles, span: &Span, findings: &mut Findings) -> Option<File
         value::path(v.text(root)?, "/var/www/site")
     });
     if let Some(root) = &root {
-        no_directory(root, findings);
+        note_root(root, findings);
     }
     let names = "an array of file names such as [\"index.html\"]";
     let index = match &raw.index {
@@ -154,13 +155,11 @@ fn files_of(raw: &RawFiles, span: &Span, findings: &mut Findings) -> Option<File
     })
 }
 
-/// Points out a document root that is not there (yet).
-pub(super) fn no_directory(root: &Spanned<std::path::PathBuf>, findings: &mut Findings) {
-    let path = root.get_ref();
-    if !path.is_dir() {
-        let message = format!("there is no directory {}", path.display());
-        findings.warn(root.span(), message, "a directory with the files to serve");
-    }
+/// Notes where a document root is named; whether it can be served is seen when it is
+/// opened.
+pub(super) fn note_root(root: &Spanned<std::path::PathBuf>, findings: &mut Findings) {
+    let named = Named::Root(root.get_ref().clone());
+    findings.places.add(named, root.span());
 }
 
 /// Files of a document root with nothing said about them.

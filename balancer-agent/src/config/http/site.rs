@@ -170,7 +170,7 @@ fn site(
         findings.error(field.span(), message, expected);
     }
     if let Some(root) = &root {
-        route::no_directory(root, findings);
+        route::note_root(root, findings);
     }
     let pooled: HashSet<&str> = mounts
         .iter()

@@ -64,6 +64,8 @@ impl Spec<'_> {
                 fall: 3,
                 rise: 2,
                 port: None,
+                tls: false,
+                as_requests: true,
             },
             passive: Passive {
                 refused: true,

@@ -1,8 +1,8 @@
 //! The sockets that frontends listen on, and their hand-over between configurations.
 //!
 //! Preparing a configuration binds all sockets of new frontends (one per thread, with
-//! SO_REUSEPORT) and reads all certificates, so that nothing can fail once it is applied. A
-//! frontend whose name and address are unchanged keeps its sockets and connections.
+//! SO_REUSEPORT), so that nothing can fail once it is applied. A frontend whose name and
+//! address are unchanged keeps its sockets and connections.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,8 +17,8 @@ use super::live::FrontendLive;
 use super::settings::Settings;
 use super::source::Sources;
 use super::spread::Spread;
-use super::tls::{TlsError, TlsStore};
-use crate::model::http::Http;
+use super::tls::TlsStore;
+use crate::model::http::{Http, HttpFrontend};
 
 /// Connections that the kernel may keep for each socket before they are accepted; it cuts
 /// this to `net.core.somaxconn`.
@@ -39,14 +39,6 @@ pub enum PrepareError {
         address: SocketAddr,
         /// Why.
         source: io::Error,
-    },
-    /// A frontend's TLS can't be set up.
-    #[error("frontend {frontend:?}: {source}")]
-    Tls {
-        /// Its name.
-        frontend: Arc<str>,
-        /// Why.
-        source: TlsError,
     },
 }
 
@@ -93,6 +85,11 @@ impl Bound {
     pub fn name(&self) -> Arc<str> {
         Arc::clone(&self.settings.load().frontend.name)
     }
+
+    /// Whether it goes on as this frontend.
+    fn is_of(&self, frontend: &HttpFrontend) -> bool {
+        self.address == frontend.address && self.name() == frontend.name
+    }
 }
 
 /// What threads serve.
@@ -129,57 +126,32 @@ struct Planned {
     sockets: Option<Vec<std::net::TcpListener>>,
 }
 
-/// Sockets that are bound and certificates that are loaded, but not yet in use. Dropping
-/// it closes the sockets and changes nothing else.
+/// Sockets that are bound, but not yet in use. Dropping it closes the sockets and changes
+/// nothing else.
 pub struct PreparedListeners {
     planned: Vec<Planned>,
     max_connections: usize,
     threads: usize,
-    warnings: Vec<String>,
-}
-
-impl PreparedListeners {
-    /// What is odd but usable, with the frontend's name: expired certificates and the like.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
-    }
 }
 
 impl Listeners {
-    /// Binds and loads what `http` asks for beyond what `previous` already has. The number
-    /// of threads is that of `previous`, if there is one.
+    /// Binds what `http` asks for beyond what `previous` already has. The number of threads
+    /// is that of `previous`, if there is one. `tls` has the certificates of each frontend,
+    /// in the order of the file.
     ///
     /// # Errors
-    /// An address that can't be listened on; a certificate that can't be used.
+    /// An address that can't be listened on.
     pub fn prepare(
         http: &Http,
+        tls: Vec<Option<Arc<TlsStore>>>,
         previous: Option<&Self>,
     ) -> Result<PreparedListeners, PrepareError> {
+        debug_assert_eq!(tls.len(), http.frontends.len());
         let threads = previous.map_or(http.threads.max(1), |p| p.0.threads);
         let running = previous.map(|p| p.0.set.borrow().bound.clone());
-        let mut warnings = Vec::new();
         let mut planned = Vec::with_capacity(http.frontends.len());
-        for frontend in &http.frontends {
-            let kept = running
-                .iter()
-                .flatten()
-                .find(|bound| bound.address == frontend.address && bound.name() == frontend.name);
-            let tls = match &frontend.tls {
-                None => None,
-                Some(tls) => {
-                    let old = kept.and_then(|bound| bound.settings.load().tls.clone());
-                    let store = TlsStore::load(tls, frontend.versions, old.as_deref()).map_err(
-                        |source| PrepareError::Tls {
-                            frontend: Arc::clone(&frontend.name),
-                            source,
-                        },
-                    )?;
-                    let name = &frontend.name;
-                    let odd = store.warnings().iter();
-                    warnings.extend(odd.map(|w| format!("frontend {name:?}: {w}")));
-                    Some(Arc::new(store))
-                }
-            };
+        for (frontend, tls) in http.frontends.iter().zip(tls) {
+            let kept = running.iter().flatten().find(|b| b.is_of(frontend));
             let sockets = match kept {
                 Some(_) => None,
                 None => Some(
@@ -205,7 +177,6 @@ impl Listeners {
             planned,
             max_connections: http.max_connections,
             threads,
-            warnings,
         })
     }
 
@@ -235,9 +206,7 @@ impl Listeners {
                 let frontend = &settings.frontend;
                 match planned.sockets {
                     None => {
-                        let kept = old.iter().find(|bound| {
-                            bound.address == frontend.address && bound.name() == frontend.name
-                        });
+                        let kept = old.iter().find(|bound| bound.is_of(frontend));
                         if let Some(bound) = kept {
                             bound.settings.store(settings);
                             set.bound.push(Arc::clone(bound));
@@ -258,6 +227,13 @@ impl Listeners {
                 gone.sockets().clear();
             }
         });
+    }
+
+    /// The certificates that a frontend shows now, if it goes on under its name and address.
+    pub fn tls(&self, frontend: &HttpFrontend) -> Option<Arc<TlsStore>> {
+        let set = self.0.set.borrow();
+        let bound = set.bound.iter().find(|bound| bound.is_of(frontend))?;
+        bound.settings.load().tls.clone()
     }
 
     /// Threads that [`Self::serve`] has to be run on, numbered from 0.

@@ -52,7 +52,7 @@ pub use body::Ended;
 pub use inform::Inform;
 pub use listeners::{Listeners, PrepareError, PreparedListeners};
 pub use live::{FrontendLive, Refused};
-pub use tls::{TlsError, TlsStore};
+pub use tls::TlsStore;
 
 /// What becomes of requests.
 ///

@@ -26,6 +26,7 @@ use nix::sys::stat::Mode;
 
 use super::condition::Version;
 use crate::model::http::Files;
+use crate::model::{Misfit, Named};
 
 /// `RESOLVE_CACHED` (Linux 5.12), which nix does not name.
 const RESOLVE_CACHED: ResolveFlag = ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED);
@@ -53,7 +54,7 @@ struct Root {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Not there, no directory, or not allowed.
-    #[error("can't open the document root {}: {source}; it has to be a directory that the agent may read", path.display())]
+    #[error("can't open the document root {}: {source}", path.display())]
     Root {
         /// From the configuration.
         path: PathBuf,
@@ -61,13 +62,31 @@ pub enum OpenError {
         source: io::Error,
     },
     /// No `openat2`.
-    #[error("can't serve files of {}: the system refuses openat2 ({source}); Linux 5.6 or newer is needed, and a container's seccomp profile that allows the call", path.display())]
+    #[error("can't serve files of {}: the system refuses openat2 ({source})", path.display())]
     Unsupported {
         /// From the configuration.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl From<OpenError> for Misfit {
+    fn from(error: OpenError) -> Self {
+        let (path, what, expected) = match error {
+            OpenError::Root { path, source } => (
+                path,
+                format!("can't be opened: {source}"),
+                "a directory that the agent may read",
+            ),
+            OpenError::Unsupported { path, source } => (
+                path,
+                format!("can't be served: the system refuses openat2: {source}"),
+                "Linux 5.6 or newer, and a container's seccomp profile that allows the call",
+            ),
+        };
+        Self::new(Named::Root(path), what, expected)
+    }
 }
 
 /// What a name stands for.

@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 use super::stats::{LogStatus, Reopened};
 use super::types::Record;
 use crate::model::http::{self as model, LogFormat};
+use crate::model::{Misfit, Named};
 
 pub use mask::Masks;
 use writer::Writer;
@@ -134,6 +135,25 @@ impl LogFiles {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Weak<Writer>>> {
         self.writers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Looks whether a log can have its file, without making it.
+///
+/// # Errors
+/// There is no directory for it.
+pub fn look(log: &model::AccessLog) -> Result<(), Misfit> {
+    let directory = match log.file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => return Ok(()),
+    };
+    let why = match directory.metadata() {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => io::Error::from(io::ErrorKind::NotADirectory),
+        Err(error) => error,
+    };
+    let what = format!("can't be made: {}: {why}", directory.display());
+    let expected = "a file in a directory that is there: only the file itself is made";
+    Err(Misfit::new(Named::Log(log.file.clone()), what, expected))
 }
 
 /// One frontend's access log. When the last one that writes to a file is dropped, what was

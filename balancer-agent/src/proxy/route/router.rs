@@ -72,23 +72,29 @@ impl Router {
     /// As [`Self::new`], with the document roots open for serving.
     ///
     /// # Errors
-    /// A root is not there or is no directory, or the kernel lacks what is needed to keep
-    /// requests inside it.
-    pub fn open(frontend: &HttpFrontend) -> Result<Self, OpenError> {
+    /// Roots that are not there or are no directories, or for which the kernel lacks what
+    /// is needed to keep requests inside: all of them.
+    pub fn open(frontend: &HttpFrontend) -> Result<Self, Vec<OpenError>> {
         let mut router = Self::new(frontend);
-        let open = |route: &Route| match &route.action {
-            Action::Files(files) => Documents::open(files).map(|d| Some(Arc::new(d))),
-            _ => Ok(None),
+        let mut errors = Vec::new();
+        let mut open = |route: &Route| match &route.action {
+            Action::Files(files) => Documents::open(files)
+                .map_err(|error| errors.push(error))
+                .map_or(None, |documents| Some(Arc::new(documents))),
+            _ => None,
         };
         for compiled in &mut router.sites {
             for (mount, target) in compiled.site.mounts.iter().zip(&mut compiled.targets) {
-                target.documents = open(&mount.route)?;
+                target.documents = open(&mount.route);
             }
             if let Some(route) = &compiled.site.fallback {
-                compiled.fallback = open(route)?;
+                compiled.fallback = open(route);
             }
         }
-        Ok(router)
+        match errors.is_empty() {
+            true => Ok(router),
+            false => Err(errors),
+        }
     }
 
     /// Where a request goes; `host` as the `Host` header or `:authority` has it.

@@ -190,8 +190,11 @@ fn roots_are_opened_with_the_router_or_not_at_all() {
         assert_eq!(router.find(None, &path).documents.is_some(), there, "{raw}");
     }
     let missing = directory.path().join("missing");
-    let error = Router::open(&frontend(vec![site(&missing)])).unwrap_err();
-    assert!(error.to_string().contains("missing"), "{error}");
+    let errors = Router::open(&frontend(vec![site(&missing)])).unwrap_err();
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    for error in errors {
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
 }
 
 proptest! {

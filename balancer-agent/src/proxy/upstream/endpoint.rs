@@ -1,19 +1,18 @@
 //! What is known of a pool's backends before the first connection: made while a
 //! configuration is prepared, so that a certificate that can't be read refuses it.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::model::Pool;
-use crate::model::http::{
-    BackendProtocol, BackendTimeouts, BackendTls, CertificateFiles, ProxyVersion, Verify,
-};
+use crate::model::http::{BackendProtocol, BackendTimeouts, BackendTls, ProxyVersion, Verify};
+use crate::model::{Misfit, Named, Pool};
+use crate::proxy::pem;
 
 /// How the backends of a pool are spoken to.
 #[derive(Clone, Debug)]
@@ -39,45 +38,6 @@ pub struct TlsOut {
     pub server_name: Option<ServerName<'static>>,
 }
 
-/// Why TLS to a pool's backends can't be had. The configuration's fault.
-#[derive(Debug, thiserror::Error)]
-pub enum EndpointError {
-    /// A file.
-    #[error("pool `{pool}`: {path}: {reason}", path = .path.display())]
-    File {
-        /// The pool.
-        pool: Arc<str>,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The system has no authorities.
-    #[error("pool `{pool}`: the system's certificate authorities can't be read: {reason}")]
-    System {
-        /// The pool.
-        pool: Arc<str>,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Not a name.
-    #[error("pool `{pool}`: `{name}` is not a server name")]
-    Name {
-        /// The pool.
-        pool: Arc<str>,
-        /// The name.
-        name: Box<str>,
-    },
-    /// rustls refuses.
-    #[error("pool `{pool}`: TLS: {error}")]
-    Tls {
-        /// The pool.
-        pool: Arc<str>,
-        /// Why.
-        error: rustls::Error,
-    },
-}
-
 impl Speech {
     /// Whether connections made for one serve the other. Not with TLS: its files may have
     /// been changed.
@@ -88,16 +48,16 @@ impl Speech {
         self.protocol == other.protocol && self.send_proxy == other.send_proxy
     }
 
-    /// Reads what a pool's TLS needs.
+    /// Reads what a pool's TLS needs. What is odd but usable is added to `odd`.
     ///
     /// # Errors
-    /// [`EndpointError`]
-    pub fn prepare(pool: &Pool) -> Result<Self, EndpointError> {
+    /// All that can't be used.
+    pub fn prepare(pool: &Pool, odd: &mut Vec<Misfit>) -> Result<Self, Vec<Misfit>> {
         let http = &pool.http;
         let tls = http.tls.as_ref();
         Ok(Self {
             tls: tls
-                .map(|tls| tls_out(&pool.name, tls, http.protocol))
+                .map(|tls| tls_out(&pool.name, tls, http.protocol, odd))
                 .transpose()?,
             protocol: http.protocol,
             send_proxy: http.send_proxy,
@@ -111,102 +71,99 @@ fn tls_out(
     pool: &Arc<str>,
     tls: &BackendTls,
     protocol: BackendProtocol,
-) -> Result<TlsOut, EndpointError> {
-    let refused = |error| EndpointError::Tls {
-        pool: Arc::clone(pool),
-        error,
+    odd: &mut Vec<Misfit>,
+) -> Result<TlsOut, Vec<Misfit>> {
+    let of_pool = |what: String, expected: &str| {
+        Misfit::new(Named::BackendTls(Arc::clone(pool)), what, expected)
     };
+    let mut misfits = Vec::new();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(refused)?;
-    let builder = match &tls.verify {
-        Verify::Off => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(NoVerifier(
-                provider.signature_verification_algorithms,
-            ))),
-        Verify::System => builder.with_root_certificates(system_roots(pool)?),
-        Verify::Authorities(path) => builder.with_root_certificates(roots(pool, path)?),
+    let verifier = verifier(&tls.verify, &provider, of_pool);
+    let verifier = verifier.map_err(|misfit| misfits.push(misfit)).ok();
+    let own = tls.certificate.as_ref().map(pem::certified_key).transpose();
+    let own = own.map_err(|found| misfits.extend(found)).ok().flatten();
+    let name = |name: &str| {
+        let what = format!("asks for \"{name}\", which is not a server name");
+        ServerName::try_from(name.to_owned())
+            .map_err(|_| misfits.push(of_pool(what, "a DNS name or an address")))
+            .ok()
     };
-    let mut config = match &tls.certificate {
+    let server_name = tls.server_name.as_deref().and_then(name);
+    let Some(verifier) = verifier.filter(|_| misfits.is_empty()) else {
+        return Err(misfits);
+    };
+    if let (Some(files), Some(own)) = (&tls.certificate, &own)
+        && let Ok(leaf) = pem::leaf(&own.cert)
+    {
+        odd.extend(pem::validity(files, &leaf));
+    }
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| {
+            vec![of_pool(
+                format!("can't be set up: {error}"),
+                "a system that can",
+            )]
+        })?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match own {
         None => builder.with_no_client_auth(),
-        Some(files) => {
-            let (chain, key) = own_certificate(pool, files)?;
-            builder.with_client_auth_cert(chain, key).map_err(refused)?
-        }
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
     };
     config.alpn_protocols = match protocol {
         BackendProtocol::Http1 => vec![b"http/1.1".to_vec()],
         BackendProtocol::Http2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
     };
-    let name = |name: &str| {
-        ServerName::try_from(name.to_owned()).map_err(|_| EndpointError::Name {
-            pool: Arc::clone(pool),
-            name: name.into(),
-        })
-    };
     Ok(TlsOut {
         config: Arc::new(config),
-        server_name: tls.server_name.as_deref().map(name).transpose()?,
+        server_name,
     })
 }
 
-fn system_roots(pool: &Arc<str>) -> Result<RootCertStore, EndpointError> {
+fn verifier(
+    verify: &Verify,
+    provider: &Arc<CryptoProvider>,
+    of_pool: impl Fn(String, &str) -> Misfit,
+) -> Result<Arc<dyn ServerCertVerifier>, Misfit> {
+    let (roots, named) = match verify {
+        Verify::Off => {
+            let algorithms = provider.signature_verification_algorithms;
+            return Ok(Arc::new(NoVerifier(algorithms)));
+        }
+        Verify::System => {
+            let roots = system_roots().map_err(|why| {
+                let what = format!("has no authorities, and the system's can't be used: {why}");
+                of_pool(what, "`authorities`, or certificates in /etc/ssl/certs")
+            })?;
+            (roots, None)
+        }
+        Verify::Authorities(path) => {
+            let named = Named::BackendAuthorities(path.clone());
+            (pem::authorities(named.clone(), path)?, Some(named))
+        }
+    };
+    let builder =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let verifier = builder.build().map_err(|error| {
+        let what = format!("has authorities that can't be used: {error}");
+        let expected = "the authorities that vouch for backends";
+        match named {
+            Some(named) => Misfit::new(named, what, expected),
+            None => of_pool(what, expected),
+        }
+    })?;
+    Ok(verifier)
+}
+
+fn system_roots() -> Result<RootCertStore, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut store = RootCertStore::empty();
     store.add_parsable_certificates(found.certs);
-    if store.is_empty() {
-        let reason = match found.errors.first() {
-            Some(error) => error.to_string(),
-            None => "there are none".into(),
-        };
-        return Err(EndpointError::System {
-            pool: Arc::clone(pool),
-            reason,
-        });
-    }
-    Ok(store)
-}
-
-fn roots(pool: &Arc<str>, path: &Path) -> Result<RootCertStore, EndpointError> {
-    let mut store = RootCertStore::empty();
-    for certificate in certificates(pool, path)? {
-        store
-            .add(certificate)
-            .map_err(|error| file(pool, path, error))?;
-    }
-    Ok(store)
-}
-
-fn own_certificate(
-    pool: &Arc<str>,
-    files: &CertificateFiles,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), EndpointError> {
-    let chain = certificates(pool, &files.certificate)?;
-    let key =
-        PrivateKeyDer::from_pem_file(&files.key).map_err(|error| file(pool, &files.key, error))?;
-    Ok((chain, key))
-}
-
-fn certificates(
-    pool: &Arc<str>,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, EndpointError> {
-    let found: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|error| file(pool, path, error))?;
-    match found.is_empty() {
-        true => Err(file(pool, path, "there is no certificate in it")),
-        false => Ok(found),
-    }
-}
-
-fn file(pool: &Arc<str>, path: &Path, reason: impl ToString) -> EndpointError {
-    EndpointError::File {
-        pool: Arc::clone(pool),
-        path: path.into(),
-        reason: reason.to_string(),
+    match (store.is_empty(), found.errors.first()) {
+        (false, _) => Ok(store),
+        (true, Some(error)) => Err(error.to_string()),
+        (true, None) => Err("there are none".into()),
     }
 }
 

@@ -55,6 +55,8 @@ pub fn pool(name: &str, backends: Vec<model::Backend>) -> model::Pool {
             fall: 3,
             rise: 2,
             port: None,
+            tls: false,
+            as_requests: true,
         },
         passive: model::Passive {
             refused: true,

@@ -13,7 +13,7 @@ use crate::proxy::downstream::Listeners;
 fn an_address_that_is_taken_is_told() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
-    let error = Listeners::prepare(&http(vec![frontend(address)]), None)
+    let error = Listeners::prepare(&http(vec![frontend(address)]), vec![None], None)
         .err()
         .unwrap();
     let text = error.to_string();
@@ -23,7 +23,7 @@ fn an_address_that_is_taken_is_told() {
     );
     assert!(text.contains("another program listens there"), "{text}");
     let nowhere = "192.0.2.1:80".parse().unwrap();
-    let error = Listeners::prepare(&http(vec![frontend(nowhere)]), None)
+    let error = Listeners::prepare(&http(vec![frontend(nowhere)]), vec![None], None)
         .err()
         .unwrap();
     assert!(
@@ -37,7 +37,7 @@ fn a_failed_prepare_leaves_no_sockets() {
     let good = frontend(free());
     let mut bad = frontend("192.0.2.1:80".parse().unwrap());
     bad.name = "bad".into();
-    assert!(Listeners::prepare(&http(vec![good.clone(), bad]), None).is_err());
+    assert!(Listeners::prepare(&http(vec![good.clone(), bad]), vec![None, None], None).is_err());
     assert!(TcpStream::connect(good.address).is_err());
 }
 

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::server::*;
 use crate::model::http::{CertificateFiles, ClientAuth, Tls, TlsVersion, Versions};
+use crate::model::{Misfit, Named};
 use crate::proxy::downstream::{Refused, TlsStore};
 
 pub struct Authority {
@@ -278,12 +279,12 @@ fn certificates_are_reloaded_under_running_connections() {
     assert!(server.live().tls_resumed.load(Relaxed) > 0);
 }
 
-fn load(tls: &Tls) -> Result<TlsStore, String> {
+fn load(tls: &Tls) -> Result<TlsStore, Vec<Misfit>> {
     let versions = Versions {
         http1: true,
         http2: true,
     };
-    TlsStore::load(tls, versions, None).map_err(|e| e.to_string())
+    TlsStore::load(tls, versions, None)
 }
 
 #[test]
@@ -291,76 +292,97 @@ fn what_is_wrong_with_files_is_told() {
     let ca = Authority::new();
     let good = ca.issue("good", &["a.example"]);
     let other = ca.issue("other", &["a.example"]);
-    let text = |path: &Path| path.display().to_string();
-    let with = |certificate: &Path, key: &Path| {
-        load(&tls(vec![CertificateFiles {
+    let missing = ca.path("missing.pem");
+    let file = |name: &str, text: &str| {
+        std::fs::write(ca.path(name), text).unwrap();
+        ca.path(name)
+    };
+    let junk = file("junk.pem", "hello");
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let broken = file("broken.pem", broken);
+    let cut = file("cut.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n");
+    let strange = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    let strange = file("strange.key", strange);
+    let foreign = format!(
+        "is not the key of the certificate in {}",
+        good.certificate.display()
+    );
+    let no_certificate = "holds no certificate in PEM form";
+    /// Certificate, key, and what is said of the key (or of the certificate).
+    type Row<'a> = (&'a Path, &'a Path, &'a [(bool, &'a str)]);
+    let rows: [Row<'_>; 9] = [
+        (
+            &missing,
+            &good.key,
+            &[(false, "can't be read: No such file")],
+        ),
+        (&junk, &good.key, &[(false, no_certificate)]),
+        (&good.key, &good.key, &[(false, no_certificate)]),
+        (
+            &broken,
+            &good.key,
+            &[(false, "does not begin with an X.509 certificate")],
+        ),
+        (&cut, &good.key, &[(false, "is not PEM")]),
+        (
+            &good.certificate,
+            &good.certificate,
+            &[(true, "holds no private key")],
+        ),
+        (
+            &good.certificate,
+            &strange,
+            &[(true, "holds a key that can't be used")],
+        ),
+        (&good.certificate, &other.key, &[(true, &foreign)]),
+        // Both are told.
+        (
+            &junk,
+            &missing,
+            &[(false, no_certificate), (true, "can't be read")],
+        ),
+    ];
+    for (certificate, key, wanted) in rows {
+        let files = CertificateFiles {
             certificate: certificate.into(),
             key: key.into(),
-        }]))
-        .err()
-        .unwrap()
-    };
-    let missing = ca.path("missing.pem");
-    let error = with(&missing, &good.key);
-    assert!(
-        error.starts_with(&text(&missing)) && error.contains("No such file"),
-        "{error}"
-    );
-    let junk = ca.path("junk.pem");
-    std::fs::write(&junk, "hello").unwrap();
-    let error = with(&junk, &good.key);
-    assert!(
-        error.starts_with(&text(&junk)) && error.contains("no certificate in PEM"),
-        "{error}"
-    );
-    let error = with(&good.key, &good.key);
-    assert!(error.contains("no certificate"), "{error}");
-    let error = with(&good.certificate, &good.certificate);
-    assert!(error.starts_with(&text(&good.certificate)), "{error}");
-    assert!(error.contains("no private key"), "{error}");
-    let error = with(&good.certificate, &other.key);
-    assert!(error.starts_with(&text(&other.key)), "{error}");
-    assert!(
-        error.contains("is not the key of the certificate in"),
-        "{error}"
-    );
-    let broken = ca.path("broken.pem");
-    std::fs::write(
-        &broken,
-        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-    )
-    .unwrap();
-    let error = with(&broken, &good.key);
-    assert!(
-        error.contains(&text(&broken)) || error.contains(&text(&good.key)),
-        "{error}"
-    );
-    let mut auth = tls(vec![good.clone()]);
-    auth.client_auth = ClientAuth::Required(missing.clone());
-    let error = load(&auth).err().unwrap();
-    assert!(error.starts_with(&text(&missing)), "{error}");
-    assert!(load(&tls(Vec::new())).is_err());
+        };
+        let told = load(&tls(vec![good.clone(), files.clone()])).err().unwrap();
+        assert_eq!(told.len(), wanted.len(), "{told:?}");
+        for (misfit, (of_key, what)) in told.iter().zip(wanted) {
+            let named = match of_key {
+                true => Named::Key(files.clone()),
+                false => Named::Certificate(files.clone()),
+            };
+            assert_eq!(misfit.named, named, "{misfit:?}");
+            assert!(misfit.what.contains(what), "{misfit:?}");
+            assert!(misfit.expected.starts_with("a PEM file with"), "{misfit:?}");
+        }
+    }
+    for bad in [&missing, &junk, &broken] {
+        for make in [ClientAuth::Required, ClientAuth::Optional] {
+            let mut auth = tls(vec![good.clone()]);
+            auth.client_auth = make(bad.clone());
+            let told = load(&auth).err().unwrap();
+            let [misfit] = &told[..] else {
+                panic!("{told:?}");
+            };
+            assert_eq!(misfit.named, Named::ClientAuthorities(bad.clone()));
+        }
+    }
     // Usable, but.
     let expired = ca.issue_as("expired", &["a.example"], true);
-    let store = load(&tls(vec![good.clone(), expired])).unwrap();
-    assert_eq!(store.warnings().len(), 2, "{:?}", store.warnings());
-    assert!(store.warnings()[0].contains("expired"));
-    assert!(store.warnings()[1].contains("already used for a.example"));
-    assert!(load(&tls(vec![good])).unwrap().warnings().is_empty());
-}
-
-#[test]
-fn a_broken_certificate_changes_nothing() {
-    let ca = Authority::new();
-    let files = ca.issue("a", &["a.example"]);
-    let server = Server::with_tls(tls(vec![files.clone()]), |_| {});
-    std::fs::write(&files.key, "nothing").unwrap();
-    let error = crate::proxy::downstream::Listeners::prepare(&server.http, Some(&server.listeners))
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(error.starts_with("frontend \"web\": "), "{error}");
-    let config = Arc::new(ca.client(&[], false));
-    let mut stream = handshake(&server, &config, "a.example").unwrap();
-    assert_eq!(get(&mut stream, "/x").status, 200);
+    let store = load(&tls(vec![good.clone(), expired.clone()])).unwrap();
+    let odd: Vec<&str> = store.odd().iter().map(|misfit| &*misfit.what).collect();
+    let [late, twice] = odd[..] else {
+        panic!("{odd:?}");
+    };
+    assert!(late.starts_with("expired on"), "{late}");
+    assert!(
+        twice.starts_with("is for a.example, for which one before it"),
+        "{twice}"
+    );
+    let of_expired = |misfit: &Misfit| misfit.named == Named::Certificate(expired.clone());
+    assert!(store.odd().iter().all(of_expired));
+    assert!(load(&tls(vec![good])).unwrap().odd().is_empty());
 }

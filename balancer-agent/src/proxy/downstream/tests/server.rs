@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
 
 use crate::model::http::{ClientTimeouts, Forwarded, Http, HttpFrontend, Limits, Tls, Versions};
-use crate::proxy::downstream::{FrontendLive, Handler, Listeners};
+use crate::proxy::downstream::{FrontendLive, Handler, Listeners, PreparedListeners, TlsStore};
 use crate::proxy::types::{Body, Cause, Connection};
 
 /// What the handler saw.
@@ -117,6 +117,17 @@ impl Handler for Paths {
     }
 }
 
+/// Reads certificates and binds.
+fn prepare(http: &Http, previous: Option<&Listeners>) -> PreparedListeners {
+    let stores = http.frontends.iter().map(|frontend| {
+        let old = previous.and_then(|previous| previous.tls(frontend));
+        let tls = frontend.tls.as_ref()?;
+        let store = TlsStore::load(tls, frontend.versions, old.as_deref()).unwrap();
+        Some(Arc::new(store))
+    });
+    Listeners::prepare(http, stores.collect(), previous).unwrap()
+}
+
 /// A frontend and what belongs to it. Dropping it drains, with nothing left.
 pub struct Server {
     pub address: SocketAddr,
@@ -187,7 +198,8 @@ impl Server {
 
     pub fn run(http: Http) -> Self {
         let log = Arc::new(Log::default());
-        let listeners = Listeners::new(Listeners::prepare(&http, None).unwrap());
+        let listeners = prepare(&http, None);
+        let listeners = Listeners::new(listeners);
         let threads = (0..listeners.threads())
             .map(|thread| {
                 let listeners = listeners.clone();
@@ -221,7 +233,7 @@ impl Server {
     /// Goes over to a changed configuration.
     pub fn reload(&mut self, change: impl FnOnce(&mut Http)) {
         change(&mut self.http);
-        let prepared = Listeners::prepare(&self.http, Some(&self.listeners)).unwrap();
+        let prepared = prepare(&self.http, Some(&self.listeners));
         self.listeners.apply(prepared);
     }
 
