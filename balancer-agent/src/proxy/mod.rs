@@ -17,6 +17,7 @@
 //! ```
 //!
 //! - `types.rs`: what travels between these: bodies, connections, records;
+//! - `timer.rs`: deadlines, on one wheel per thread;
 //! - `log/`: the access log; `stats.rs`: counters, and what the status shows of them;
 //! - `service.rs`: one request;
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
@@ -34,6 +35,7 @@ mod status;
 pub mod sticky;
 #[cfg(test)]
 mod testing;
+pub mod timer;
 pub mod types;
 pub mod upstream;
 pub mod world;

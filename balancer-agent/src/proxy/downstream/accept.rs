@@ -17,8 +17,8 @@ use super::door::{Door, Ticket};
 use super::guard::Refusal;
 use super::listeners::Bound;
 use super::live::Refused;
-use super::timer::{TICK, Wheel, ticks};
 use super::{Handler, Listeners, connection};
+use crate::proxy::timer::{self, TICK, Timer, ticks};
 
 /// How long accepting rests when descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -51,9 +51,7 @@ where
     H: Handler,
     F: Fn(&Arc<str>) -> Rc<H>,
 {
-    let wheel = Wheel::new();
-    let turning = tokio::task::spawn_local(wheel.clone().run());
-    let timer = wheel.timer();
+    let timer = Timer::never();
     let mut watch = listeners.watch();
     let mut open: Vec<Open> = Vec::new();
     let mut leaving: Vec<Leaving> = Vec::new();
@@ -64,7 +62,7 @@ where
         for gone in open.extract_if(.., |open| !stays(&open.door.bound)) {
             gone.stop.notify_one();
             let time = gone.door.bound.settings.load().drain;
-            let cut = wheel.now().saturating_add(ticks(time));
+            let cut = timer::now().saturating_add(ticks(time));
             leaving.push(Leaving {
                 door: gone.door,
                 accepting: gone.accepting,
@@ -76,7 +74,7 @@ where
             if open.iter().any(|o| Arc::ptr_eq(&o.door.bound, bound)) {
                 continue;
             }
-            if let Some(opened) = start(listeners, bound, thread, &wheel, &handler) {
+            if let Some(opened) = start(listeners, bound, thread, &handler) {
                 open.push(opened);
             }
         }
@@ -86,16 +84,16 @@ where
                 return true;
             }
             let left = door.connections.get();
-            if wheel.now() >= leaving.cut && !door.cut.replace(true) && left > 0 {
+            if timer::now() >= leaving.cut && !door.cut.replace(true) && left > 0 {
                 door.live().drain_cut.fetch_add(left as u64, Relaxed);
                 tracing::warn!(
                     frontend = %door.bound.name(),
                     connections = left,
                     "the time to drain is over: connections are cut"
                 );
-                wheel.wake_all();
+                timer::wake_all();
             }
-            left > 0 && wheel.now() < leaving.end
+            left > 0 && timer::now() < leaving.end
         });
         if set.draining && leaving.is_empty() {
             break;
@@ -111,7 +109,6 @@ where
             }
         }
     }
-    turning.abort();
 }
 
 /// Opens a frontend on this thread.
@@ -119,7 +116,6 @@ fn start<H, F>(
     listeners: &Listeners,
     bound: &Arc<Bound>,
     thread: usize,
-    wheel: &Wheel,
     handler: &F,
 ) -> Option<Open>
 where
@@ -138,7 +134,6 @@ where
     let door = Rc::new(Door {
         bound: Arc::clone(bound),
         overall: Arc::clone(listeners.overall()),
-        wheel: wheel.clone(),
         refusals: Rc::clone(&handler) as Rc<dyn super::door::Refusals>,
         closing: Cell::new(false),
         cut: Cell::new(false),
@@ -167,7 +162,7 @@ async fn accept<H: Handler>(
     handler: Rc<H>,
     stop: Rc<Notify>,
 ) {
-    let timer = door.wheel.timer();
+    let timer = Timer::never();
     let stopped = stop.notified();
     tokio::pin!(stopped);
     loop {
@@ -205,7 +200,7 @@ async fn accept<H: Handler>(
         }
     }
     door.closing.set(true);
-    door.wheel.wake_all();
+    timer::wake_all();
 }
 
 /// Whether an error of accept is about that one connection only (accept(2)).
@@ -261,7 +256,7 @@ pub(super) fn turn_away(stream: TcpStream, door: &Rc<Door>) {
     door.lingering.set(door.lingering.get() + 1);
     let door = Rc::clone(door);
     tokio::task::spawn_local(async move {
-        let timer = door.wheel.timer();
+        let timer = Timer::never();
         let mut place = [0; 1024];
         let mut left = 64;
         let read = async {

@@ -11,7 +11,6 @@ use super::guard::Refusal;
 use super::listeners::{Bound, Overall};
 use super::live::{FrontendLive, Refused};
 use super::source::Allowed;
-use super::timer::Wheel;
 use super::{Cause, Connection, Handler};
 
 /// The part of [`Handler`] that needs no generics.
@@ -32,8 +31,6 @@ pub(super) struct Door {
     pub bound: Arc<Bound>,
     /// All frontends.
     pub overall: Arc<Overall>,
-    /// This thread's timers.
-    pub wheel: Wheel,
     /// Who is told of refusals.
     pub refusals: Rc<dyn Refusals>,
     /// Requests that run are the last of their connections.

@@ -28,9 +28,9 @@ use super::live::Refused;
 use super::source::Allowed;
 use super::state::State;
 use super::stream::Stream;
-use super::timer::ticks;
 use super::{Body, Handler};
 use crate::model::http::{ClientTimeouts, Limits};
+use crate::proxy::timer::ticks;
 
 /// Request bytes that a client may send ahead, per stream and per connection.
 const STREAM_WINDOW: u32 = 256 << 10;

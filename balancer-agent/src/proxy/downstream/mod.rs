@@ -15,7 +15,7 @@
 //! ```
 //!
 //! All of a connection stays on the thread that accepted it. Time is kept in ticks of
-//! [`timer::TICK`], by one wheel per thread: no timer is made or read per request.
+//! [`super::timer::TICK`], by one wheel per thread: no clock is read per request.
 
 mod accept;
 mod body;
@@ -34,7 +34,6 @@ mod settings;
 mod source;
 mod state;
 mod stream;
-mod timer;
 mod tls;
 
 #[cfg(test)]

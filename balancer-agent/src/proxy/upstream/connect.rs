@@ -11,8 +11,8 @@ use tokio_rustls::TlsConnector;
 use super::SendError;
 use super::endpoint::Speech;
 use super::stream::Stream;
-use super::ticker::within;
 use crate::model::http::{BackendProtocol, ProxyVersion};
+use crate::proxy::timer::within;
 use crate::proxy::types::canonical;
 
 /// A fresh connection, and what is spoken on it.

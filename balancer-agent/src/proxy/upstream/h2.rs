@@ -20,8 +20,8 @@ use super::body::{Extent, RequestBody};
 use super::head::{self, Framing, Incoming, Outgoing};
 use super::pool::Sent;
 use super::stream::Stream;
-use super::ticker::Timer;
 use super::{BodyFault, Deadlines, Failure, ResponseBody, SendError};
+use crate::proxy::timer::Timer;
 use crate::proxy::types::BodyError;
 
 /// Bytes of a response's body that a backend may send ahead of the client.
@@ -190,7 +190,7 @@ pub async fn exchange(
     connection: Rc<H2Connection>,
     outgoing: &Outgoing<'_>,
     body: RequestBody,
-    mut deadlines: Deadlines,
+    deadlines: Deadlines,
 ) -> Result<Sent, Failure> {
     let extent = body.extent();
     let state = Rc::new(RefCell::new(Upload {
@@ -407,7 +407,7 @@ impl H2Body {
     fn end(&mut self) {
         self.ended = true;
         self.timer = None;
-        self.total.stop();
+        self.total.clear();
         self.streaming = None;
     }
 }

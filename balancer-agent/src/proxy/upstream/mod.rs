@@ -5,8 +5,7 @@
 //! - `connect.rs`, `stream.rs`: a fresh connection;
 //! - `pool.rs`: those that rest;
 //! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2.rs`: HTTP/2;
-//! - `body.rs`: a request's body that can be sent again;
-//! - `ticker.rs`: deadlines.
+//! - `body.rs`: a request's body that can be sent again.
 
 pub mod body;
 mod chunked;
@@ -17,7 +16,6 @@ mod h2;
 pub mod head;
 pub mod pool;
 pub mod stream;
-pub mod ticker;
 
 use std::io;
 use std::task::{Context, Poll};
@@ -28,10 +26,10 @@ use http::{HeaderMap, StatusCode};
 use http_body::Frame;
 
 use crate::proxy::downstream::Ended;
+use crate::proxy::timer::Timer;
 use crate::proxy::types::{BodyError, Cause};
 use body::RequestBody;
 use head::Malformed;
-use ticker::Timer;
 
 pub use pool::{Connections, Sent, Upstreams};
 

@@ -20,9 +20,9 @@ use super::endpoint::Speech;
 use super::h1::{self, Answer, Wire};
 use super::h2::{self, H2Connection};
 use super::head::{Incoming, Outgoing};
-use super::ticker::Timer;
 use super::{Deadlines, Failure, Inform, ResponseBody, SendError};
 use crate::model::http::BackendProtocol;
+use crate::proxy::timer::Timer;
 
 /// Streams that one HTTP/2 connection gets before another is opened.
 const STREAMS: usize = 100;
