@@ -18,12 +18,14 @@
 //!
 //! - `types.rs`: what travels between these: bodies, connections, records;
 //! - `timer.rs`: deadlines, on one wheel per thread;
+//! - `chunk_limits.rs`: how much of the chunked coding is taken;
 //! - `log/`: the access log; `stats.rs`: counters, and what the status shows of them;
 //! - `service.rs`: one request;
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
 //! - `server.rs`: threads, listeners, reload, drain; `status.rs`: what operators see of it.
 
 pub mod balance;
+mod chunk_limits;
 pub mod downstream;
 pub mod files;
 pub mod log;
