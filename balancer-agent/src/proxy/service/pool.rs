@@ -142,12 +142,11 @@ pub(super) async fn serve(
                 address.as_bytes()
             }
         };
-        let mut connected = None;
+        let mut handed = None;
         let mut inform = ToClient {
             inform: &connection.inform,
             version: asked.parts.version,
         };
-        let began = Instant::now();
         let drop = |name: &http::HeaderName| beside && about.replaces(name);
         let mut outgoing = Outgoing {
             method: &asked.parts.method,
@@ -170,14 +169,10 @@ pub(super) async fn serve(
             idempotent,
             until,
             inform: &mut inform,
-            connected: &mut connected,
+            handed: &mut handed,
         };
         let sent = pool.backends[chosen].send(&mut outgoing, body, terms).await;
-        let took = began.elapsed();
-        journal.answered(
-            connected,
-            connected.map(|connect| took.saturating_sub(connect)),
-        );
+        journal.answered(handed.map(|handed| (handed.connect, handed.at.elapsed())));
         match sent {
             Ok(Sent::Switched(head, wire)) => {
                 lease.report(Outcome::Answered(101));

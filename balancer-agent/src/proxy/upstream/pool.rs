@@ -51,8 +51,25 @@ pub struct Terms<'a> {
     pub until: Option<Instant>,
     /// Where informational responses go.
     pub inform: &'a mut dyn Inform,
-    /// Set once there is a connection: how long that took.
-    pub connected: &'a mut Option<Duration>,
+    /// Set once there is a connection.
+    pub handed: &'a mut Option<Handed>,
+}
+
+/// When a request was handed to a connection. With another connection in place of one that
+/// was closed, the last counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Handed {
+    /// How long the connection took; zero for a kept one.
+    pub connect: Duration,
+    /// When that was.
+    pub at: Instant,
+}
+
+impl Handed {
+    fn now(connect: Duration) -> Option<Self> {
+        let at = Instant::now();
+        Some(Self { connect, at })
+    }
 }
 
 /// One thread's connections to one backend.
@@ -116,13 +133,13 @@ impl Connections {
             };
             let wire = match kept {
                 Some(wire) => {
-                    *terms.connected = Some(Duration::ZERO);
+                    *terms.handed = Handed::now(Duration::ZERO);
                     wire
                 }
                 None if speech.protocol == BackendProtocol::Http2 && !self.http1_only.get() => {
                     match self.http2(&speech, terms.parties, fresh).await {
                         Ok(Spoken::Http2(connection, took)) => {
-                            *terms.connected = Some(took);
+                            *terms.handed = Handed::now(took);
                             match h2::exchange(connection, request, body, deadlines()).await {
                                 Err(failure)
                                     if matches!(failure.error, SendError::Stale) && !fresh =>
@@ -138,7 +155,7 @@ impl Connections {
                             }
                         }
                         Ok(Spoken::Http1(wire, took)) => {
-                            *terms.connected = Some(took);
+                            *terms.handed = Handed::now(took);
                             wire
                         }
                         Err(error) => {
@@ -154,7 +171,7 @@ impl Connections {
                     let began = Instant::now();
                     match connect(self.address, &speech, terms.parties).await {
                         Ok(connected) => {
-                            *terms.connected = Some(began.elapsed());
+                            *terms.handed = Handed::now(began.elapsed());
                             Box::new(Wire::new(connected.stream))
                         }
                         Err(error) => {

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::connect::Parties;
 use super::endpoint::Speech;
 use super::head::{Listed, Outgoing};
-use super::pool::Terms;
+use super::pool::{Handed, Terms};
 use super::*;
 use crate::model::http::{BackendProtocol, PoolHttp, ProxyVersion};
 use crate::proxy::testing::local;
@@ -126,7 +126,7 @@ impl Ask {
         }
     }
 
-    async fn send(self, to: &Rc<Connections>) -> (Result<Sent, Failure>, Told) {
+    async fn send(self, to: &Rc<Connections>) -> (Result<Sent, Failure>, Told, Option<Handed>) {
         let listed = Listed::of(&self.headers);
         let mut outgoing = Outgoing {
             method: &self.method,
@@ -142,7 +142,7 @@ impl Ask {
             keep: true,
         };
         let mut told = Told::default();
-        let mut connected = None;
+        let mut handed = None;
         let terms = Terms {
             parties: Parties {
                 client: "192.0.2.1:1000".parse().unwrap(),
@@ -151,10 +151,10 @@ impl Ask {
             idempotent: self.method.is_idempotent(),
             until: self.until,
             inform: &mut told,
-            connected: &mut connected,
+            handed: &mut handed,
         };
         let result = to.send(&mut outgoing, self.body, terms).await;
-        (result, told)
+        (result, told, handed)
     }
 
     /// Status and body, or what failed.
@@ -282,12 +282,48 @@ fn a_kept_connection_that_was_closed_is_replaced_when_that_is_safe() {
 }
 
 #[test]
+fn the_response_is_timed_from_the_connection_that_gave_it() {
+    local(async {
+        let closed = Rc::new(Cell::new(None));
+        let noted = Rc::clone(&closed);
+        let (address, _) = server(move |mut talk: Talk| {
+            let closed = Rc::clone(&noted);
+            async move {
+                assert!(talk.head().await.is_some());
+                talk.say(OK).await;
+                // Takes the next request as well, and closes after a while without a word.
+                if talk.number == 0 && talk.head().await.is_some() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    closed.set(Some(Instant::now()));
+                } else {
+                    talk.ended().await;
+                }
+            }
+        })
+        .await;
+        let to = Rc::new(Connections::new(address, speech(|_| {})));
+        let (result, _, handed) = Ask::new(Method::GET).send(&to).await;
+        let Ok(Sent::Response(_, body)) = result else {
+            panic!("no response");
+        };
+        assert_eq!(read(body).await.0, "ok");
+        assert!(handed.unwrap().connect > Duration::ZERO);
+        let (result, _, handed) = Ask::new(Method::GET).send(&to).await;
+        assert!(result.is_ok());
+        let (handed, closed) = (handed.unwrap(), closed.get().unwrap());
+        // Neither the connection that was closed nor the connecting is in it.
+        assert!(handed.connect > Duration::ZERO);
+        assert!(handed.at >= closed + handed.connect);
+    });
+}
+
+#[test]
 fn what_is_not_idempotent_is_never_sent_twice() {
     local(async {
         let (address, _, seen) = closing().await;
         let to = Rc::new(Connections::new(address, speech(|_| {})));
         assert!(Ask::new(Method::GET).text(&to).await.is_ok());
-        let (result, _) = Ask::body(Method::POST, Body::full("abc")).send(&to).await;
+        let (result, ..) = Ask::body(Method::POST, Body::full("abc")).send(&to).await;
         let Err(failure) = result else {
             panic!("a response from nowhere");
         };
@@ -432,7 +468,7 @@ fn times_run_out() {
         })
         .await;
         let to = Rc::new(Connections::new(address, speech(short)));
-        let (result, _) = Ask::new(Method::GET).send(&to).await;
+        let (result, ..) = Ask::new(Method::GET).send(&to).await;
         let failure = result.err().unwrap();
         assert!(matches!(failure.error, SendError::Timeout) && failure.sent);
         let Ok(Sent::Response(_, body)) = Ask::new(Method::PUT).send(&to).await.0 else {
@@ -508,7 +544,7 @@ fn interim_responses_are_told_and_100_opens_the_body() {
             expects: true,
             ..Ask::body(Method::POST, Body::full("abc"))
         };
-        let (result, told) = ask.send(&to).await;
+        let (result, told, _) = ask.send(&to).await;
         let Ok(Sent::Response(_, body)) = result else {
             panic!("no response");
         };
