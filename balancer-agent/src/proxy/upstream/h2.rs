@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Request, Uri};
+use http::{Method, Request, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -251,7 +251,7 @@ pub async fn exchange(
     };
     let (parts, incoming) = response.into_parts();
     let mut headers = parts.headers;
-    strip(&mut headers);
+    head::strip(parts.status, &mut headers);
     let length = incoming.size_hint().exact();
     let framing = match length {
         _ if *outgoing.method == Method::HEAD || incoming.is_end_stream() => Framing::None,
@@ -319,19 +319,6 @@ fn request(outgoing: &Outgoing<'_>, scheme: &Scheme, body: Shared) -> Option<Req
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     Some(request)
-}
-
-fn strip(headers: &mut HeaderMap) {
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::PROXY_AUTHENTICATE,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ] {
-        headers.remove(name);
-    }
 }
 
 /// The body of a response.

@@ -37,6 +37,23 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     }
 }
 
+/// Takes out of a response's fields what is of the backend's connection only, as [`read`]
+/// does; for protocols that do not need that to be understood.
+pub fn strip(status: StatusCode, headers: &mut HeaderMap) {
+    let hops = headers.keys().filter(|name| is_hop_by_hop(name));
+    let hops = hops.filter(|name| **name != header::CONTENT_LENGTH || has_no_length(status));
+    // Nearly always none, which takes no memory.
+    let hops: SmallVec<[HeaderName; 2]> = hops.cloned().collect();
+    for name in &hops {
+        headers.remove(name);
+    }
+}
+
+/// Whether a response of this status has no length to tell (RFC 9110, 8.6).
+fn has_no_length(status: StatusCode) -> bool {
+    status.is_informational() || status == StatusCode::NO_CONTENT
+}
+
 /// Fields that must never come as trailers (RFC 9110, 6.5.1): they would change what has
 /// been decided by the head.
 pub fn is_forbidden_trailer(name: &HeaderName) -> bool {
@@ -381,7 +398,7 @@ pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Incoming>, 
         _ if chunked => Framing::Chunked,
         _ => content_length.map_or(Framing::Close, Framing::Length),
     };
-    if status.as_u16() < 200 || status == StatusCode::NO_CONTENT {
+    if has_no_length(status) {
         headers.remove(header::CONTENT_LENGTH);
     }
     Ok(Some(Incoming {
@@ -412,6 +429,35 @@ mod tests {
 
     fn parse(text: &str) -> Result<Option<Incoming>, Malformed> {
         read(&mut BytesMut::from(text), &Method::GET)
+    }
+
+    #[test]
+    fn both_protocols_leave_out_the_same_fields() {
+        let names = [
+            "content-length",
+            "etag",
+            "http2-settings",
+            "proxy-authenticate",
+            "proxy-authentication-info",
+            "proxy-authorization",
+            "proxy-connection",
+            "set-cookie",
+            "te",
+            "upgrade",
+        ];
+        for code in [103, 200, 204, 304] {
+            let mut text = format!("HTTP/1.1 {code} x\r\n");
+            let mut headers = HeaderMap::new();
+            for name in names {
+                text += &format!("{name}: 1\r\n");
+                headers.insert(name, HeaderValue::from_static("1"));
+            }
+            let read = parse(&(text + "\r\n")).unwrap().unwrap();
+            strip(read.status, &mut headers);
+            assert_eq!(read.headers, headers, "{code}");
+            let length = usize::from(code == 200 || code == 304);
+            assert_eq!(headers.len(), 2 + length, "{code}");
+        }
     }
 
     #[test]
