@@ -40,9 +40,9 @@ const READ_MOST: usize = 64 << 10;
 /// Bytes of a request's body that wait for the socket before the client is asked for more.
 const WRITE_MOST: usize = 64 << 10;
 /// Informational responses before a final one.
-const INFORMATIONAL: usize = 32;
+pub const INFORMATIONAL: usize = 32;
 /// How long a body waits for the backend's 100 (RFC 9110, 10.1.1: not for ever).
-const EXPECT_PATIENCE: Duration = Duration::from_secs(1);
+pub const EXPECT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection to a backend, at rest or in an exchange.
 pub struct Wire {

@@ -410,7 +410,11 @@ pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Incoming>, 
     }))
 }
 
-fn number(text: &[u8]) -> Result<u64, Malformed> {
+/// A `Content-Length`.
+///
+/// # Errors
+/// [`Malformed::Length`]
+pub fn number(text: &[u8]) -> Result<u64, Malformed> {
     // 19 digits can't overflow.
     if text.is_empty() || text.len() > 19 || !text.iter().all(u8::is_ascii_digit) {
         return Err(Malformed::Length);

@@ -4,7 +4,7 @@
 //!   configuration is prepared: TLS, protocol, times;
 //! - `connect.rs`, `stream.rs`: a fresh connection;
 //! - `pool.rs`: those that rest;
-//! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2.rs`: HTTP/2;
+//! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2/`: HTTP/2;
 //! - `body.rs`: a request's body that can be sent again.
 
 pub mod body;
@@ -82,7 +82,7 @@ pub enum SendError {
     Malformed(#[from] Malformed),
     /// HTTP/2 failed. The backend's fault.
     #[error("HTTP/2: {0}")]
-    Http2(hyper::Error),
+    Http2(::h2::Error),
     /// The client's body failed. The client's fault.
     #[error("the request's body: {0}")]
     Client(BodyError),
@@ -141,7 +141,7 @@ pub enum BodyFault {
     Malformed(#[from] Malformed),
     /// HTTP/2 failed.
     #[error("HTTP/2: {0}")]
-    Http2(hyper::Error),
+    Http2(::h2::Error),
     /// The request's body failed while the response was on its way.
     #[error("the request's body: {0}")]
     Client(BodyError),
@@ -159,10 +159,6 @@ impl BodyFault {
 }
 
 /// A response's body.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and a box would be an allocation for each request"
-)]
 pub enum ResponseBody {
     /// Of HTTP/1.1.
     Http1(h1::H1Body),

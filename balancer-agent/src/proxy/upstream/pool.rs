@@ -140,7 +140,9 @@ impl Connections {
                     match self.http2(&speech, terms.parties, fresh).await {
                         Ok(Spoken::Http2(connection, took)) => {
                             *terms.handed = Handed::now(took);
-                            match h2::exchange(connection, request, body, deadlines()).await {
+                            match h2::exchange(connection, request, body, deadlines(), terms.inform)
+                                .await
+                            {
                                 Err(failure)
                                     if matches!(failure.error, SendError::Stale) && !fresh =>
                                 {

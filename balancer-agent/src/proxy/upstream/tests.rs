@@ -1,6 +1,6 @@
 //! Exchanges with servers that say exactly what a test wants them to say.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,9 +17,11 @@ use super::endpoint::Speech;
 use super::head::{Listed, Outgoing};
 use super::pool::{Handed, Terms};
 use super::*;
-use crate::model::http::{BackendProtocol, PoolHttp, ProxyVersion};
+use crate::model::http::{PoolHttp, ProxyVersion};
 use crate::proxy::testing::local;
 use crate::proxy::types::Body;
+
+mod http2;
 
 fn speech(change: impl FnOnce(&mut PoolHttp)) -> Arc<Speech> {
     let mut http = PoolHttp::default();
@@ -666,55 +668,5 @@ fn an_upgrade_gives_the_connection_away() {
             text.push(stream.read_u8().await.unwrap());
         }
         assert_eq!(text, b"first");
-    });
-}
-
-/// hyper's own HTTP/2 server, which answers with what it was sent.
-async fn http2_server(requests: Rc<RefCell<Vec<String>>>) -> (SocketAddr, Rc<Cell<usize>>) {
-    server(move |talk: Talk| {
-        let requests = Rc::clone(&requests);
-        async move {
-            let _ = talk.number;
-            let service =
-                hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                    let requests = Rc::clone(&requests);
-                    async move {
-                        use http_body_util::BodyExt;
-                        let line = format!("{} {}", request.method(), request.uri());
-                        requests.borrow_mut().push(line);
-                        let body = request.into_body().collect().await?.to_bytes();
-                        Ok::<_, hyper::Error>(http::Response::new(http_body_util::Full::new(body)))
-                    }
-                });
-            let _ = hyper::server::conn::http2::Builder::new(h2::LocalExecutor)
-                .serve_connection(hyper_util::rt::TokioIo::new(talk.socket), service)
-                .await;
-        }
-    })
-    .await
-}
-
-#[test]
-fn http2_shares_one_connection() {
-    local(async {
-        let requests = Rc::default();
-        let (address, count) = http2_server(Rc::clone(&requests)).await;
-        let to = Rc::new(Connections::new(
-            address,
-            speech(|http| http.protocol = BackendProtocol::Http2),
-        ));
-        let asks = (0..20).map(|i| {
-            let body = Body::full(format!("body {i}"));
-            let to = &to;
-            async move { (i, Ask::body(Method::POST, body).text(to).await) }
-        });
-        for (i, answer) in futures::future::join_all(asks).await {
-            assert_eq!(answer, Ok((200, format!("body {i}"))));
-        }
-        assert_eq!(count.get(), 1);
-        assert_eq!(requests.borrow().len(), 20);
-        assert_eq!(requests.borrow()[0], "POST http://test/x");
-        let answer = Ask::new(Method::HEAD).text(&to).await;
-        assert_eq!(answer, Ok((200, String::new())));
     });
 }
