@@ -19,6 +19,7 @@
 //! - `types.rs`: what travels between these: bodies, connections, records;
 //! - `timer.rs`: deadlines, on one wheel per thread;
 //! - `chunk_limits.rs`: how much of the chunked coding is taken;
+//! - `websocket.rs`: its handshake between HTTP/1.1 and HTTP/2;
 //! - `log/`: the access log; `stats.rs`: counters, and what the status shows of them;
 //! - `service.rs`: one request;
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
@@ -40,4 +41,5 @@ mod testing;
 pub mod timer;
 pub mod types;
 pub mod upstream;
+mod websocket;
 pub mod world;

@@ -143,6 +143,17 @@ impl Outgoing<'_> {
             && !(self.drop)(name)
     }
 
+    /// Whether it asks for a WebSocket, and in a way that HTTP/2 has as well.
+    pub fn is_websocket(&self, extent: Extent) -> bool {
+        let asked = self
+            .upgrade
+            .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        asked
+            && *self.method == Method::GET
+            && extent == Extent::None
+            && self.headers.contains_key(header::SEC_WEBSOCKET_KEY)
+    }
+
     /// Writes the head.
     pub fn write(&self, extent: Extent, out: &mut BytesMut) {
         let put = |out: &mut BytesMut, parts: &[&[u8]]| {

@@ -31,7 +31,8 @@ use crate::proxy::types::{BodyError, Cause};
 use body::RequestBody;
 use head::Malformed;
 
-pub use pool::{Connections, Sent, Upstreams};
+pub use h2::H2Tunnel;
+pub use pool::{Connections, Sent, Tunnel, Upstreams};
 
 /// Where informational responses of a backend go.
 pub trait Inform {
@@ -83,6 +84,10 @@ pub enum SendError {
     /// HTTP/2 failed. The backend's fault.
     #[error("HTTP/2: {0}")]
     Http2(::h2::Error),
+    /// A WebSocket was asked for that the backend's HTTP/2 has no way for. The client's
+    /// fault, or the configuration's.
+    #[error("the backend takes no WebSockets: no CONNECT with a protocol, no HTTP/1.1 by TLS")]
+    NoUpgrade,
     /// The client's body failed. The client's fault.
     #[error("the request's body: {0}")]
     Client(BodyError),
@@ -99,6 +104,7 @@ impl SendError {
             Self::Stale | Self::Closed(_) | Self::Cut(_) | Self::Malformed(_) | Self::Http2(_) => {
                 Cause::BackendAborted
             }
+            Self::NoUpgrade => Cause::Refused,
             Self::Client(error) => client_cause(error),
         }
     }

@@ -658,7 +658,7 @@ fn an_upgrade_gives_the_connection_away() {
             upgrade: Some(HeaderValue::from_static("websocket")),
             ..Ask::new(Method::GET)
         };
-        let Ok(Sent::Switched(head, wire)) = ask.send(&to).await.0 else {
+        let Ok(Sent::Switched(head, Tunnel::Http1(wire))) = ask.send(&to).await.0 else {
             panic!("not switched");
         };
         assert_eq!(head.upgrade.unwrap(), "websocket");

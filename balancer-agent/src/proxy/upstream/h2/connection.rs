@@ -13,6 +13,7 @@ use ::h2::{Ping, Reason};
 use bytes::Bytes;
 use http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 use super::super::SendError;
 use super::super::head;
@@ -45,6 +46,17 @@ struct State {
     rests_since: Cell<Option<Instant>>,
     /// Something has come since that was looked at last.
     heard: Cell<bool>,
+    /// The backend's settings are known, or never will be.
+    settled: Cell<bool>,
+    settling: Notify,
+}
+
+impl State {
+    fn settle(&self) {
+        if !self.settled.replace(true) {
+            self.settling.notify_waiters();
+        }
+    }
 }
 
 impl H2Connection {
@@ -61,6 +73,8 @@ impl H2Connection {
             streams: Cell::new(0),
             rests_since: Cell::new(Some(Instant::now())),
             heard: Cell::new(false),
+            settled: Cell::new(false),
+            settling: Notify::new(),
         });
         let io = Watched {
             stream,
@@ -110,14 +124,25 @@ impl H2Connection {
     pub fn rests_since(&self) -> Option<Instant> {
         self.state.rests_since.get()
     }
+
+    /// Whether the backend takes CONNECT with a protocol (RFC 8441). Waits for its settings.
+    pub async fn takes_protocols(&self) -> bool {
+        // The thread is ours between the look and the wait.
+        while !self.state.settled.get() {
+            self.state.settling.notified().await;
+        }
+        self.sender.borrow().is_extended_connect_protocol_enabled()
+    }
 }
 
 /// Drives a connection to its end. One that is silent although it was asked is dropped; its
 /// requests learn of that.
 async fn drive(mut connection: Connection<Watched, Bytes>, state: Rc<State>) {
     let mut pings = connection.ping_pong();
-    let mut asked = false;
-    let timer = Timer::after(PING);
+    // Asked at once: with the answer the backend's settings have come (RFC 9113, 3.4).
+    let asked = pings.as_mut().map(|p| p.send_ping(Ping::opaque()).is_ok());
+    let mut asked = asked.unwrap_or_default();
+    let timer = Timer::after(PONG);
     let ended = std::future::poll_fn(|cx| {
         if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
             return Poll::Ready(ended);
@@ -127,6 +152,7 @@ async fn drive(mut connection: Connection<Watched, Bytes>, state: Rc<State>) {
             && pings.poll_pong(cx).is_ready()
         {
             asked = false;
+            state.settle();
             timer.restart(PING);
         }
         while timer.poll_expired(cx).is_ready() {
@@ -148,6 +174,7 @@ async fn drive(mut connection: Connection<Watched, Bytes>, state: Rc<State>) {
     if let Err(error) = ended {
         tracing::debug!(%error, "an HTTP/2 connection to a backend has ended");
     }
+    state.settle();
 }
 
 /// Counts a running request.

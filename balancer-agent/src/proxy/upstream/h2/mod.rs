@@ -1,13 +1,14 @@
 //! HTTP/2 to a backend: few connections, shared by the requests of a thread.
 //!
 //! - `connection.rs`: a connection and the task that drives it;
-//! - `upload.rs`: a request's body.
+//! - `upload.rs`: a request's body; `tunnel.rs`: a WebSocket's stream.
 //!
 //! The h2 crate itself, not hyper's client: that keeps informational responses to itself,
 //! and hands a request's body to a task of its own, from where it does not come back for
 //! another attempt. Here the task of the client's connection does all but the sockets' work.
 
 mod connection;
+mod tunnel;
 mod upload;
 
 use std::pin::Pin;
@@ -16,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::h2::client::ResponseFuture;
+use ::h2::ext::Protocol;
 use ::h2::{Reason, RecvStream};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -26,15 +28,18 @@ use http_body::Frame;
 use super::body::{Extent, RequestBody};
 use super::h1::{EXPECT_PATIENCE, INFORMATIONAL};
 use super::head::{self, Framing, Incoming, Malformed, Outgoing};
-use super::pool::Sent;
+use super::pool::{Sent, Tunnel};
 use super::{BodyFault, Deadlines, Failure, Inform, ResponseBody, SendError};
 use crate::proxy::timer::Timer;
+use crate::proxy::websocket;
 use connection::Streaming;
 use upload::{Upload, Waits};
 
 pub use connection::H2Connection;
+pub use tunnel::H2Tunnel;
 
-/// Sends a request and waits for the response's head.
+/// Sends a request and waits for the response's head. A WebSocket is asked for by CONNECT;
+/// the backend has to take that.
 ///
 /// # Errors
 /// With the body, for another attempt. [`SendError::Stale`] when the backend has told that
@@ -52,14 +57,23 @@ pub async fn exchange(
         sent: false,
         body,
     };
-    let Some(request) = request(outgoing, connection.scheme(), extent) else {
+    let websocket = outgoing.is_websocket(extent);
+    let Some(mut request) = request(outgoing, connection.scheme(), extent) else {
         let error = SendError::Client("the request can't be put into HTTP/2".into());
         return Err(unsent(error, body));
     };
     let Some(mut sender) = connection.sender() else {
         return Err(unsent(SendError::Stale, body));
     };
-    let (mut response, stream) = match sender.send_request(request, extent == Extent::None) {
+    if websocket {
+        // RFC 8441, 5: there is no key; whom it is from has its answer from us.
+        *request.method_mut() = Method::CONNECT;
+        let protocol = Protocol::from_static(websocket::NAME);
+        request.extensions_mut().insert(protocol);
+        request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+    }
+    let ended = extent == Extent::None && !websocket;
+    let (mut response, stream) = match sender.send_request(request, ended) {
         Ok(sent) => sent,
         Err(error) => {
             tracing::debug!(%error, "the request can't be put into HTTP/2");
@@ -88,6 +102,14 @@ pub async fn exchange(
     let (parts, incoming) = response.into_parts();
     let mut headers = parts.headers;
     head::strip(parts.status, &mut headers);
+    if websocket && parts.status.is_success() {
+        let tunnel = H2Tunnel::new(upload.into_stream(), incoming, streaming);
+        let head = switched(outgoing, headers);
+        return Ok(Sent::Switched(
+            Box::new(head),
+            Tunnel::Http2(Box::new(tunnel)),
+        ));
+    }
     let framing = match length {
         _ if *outgoing.method == Method::HEAD || incoming.is_end_stream() => Framing::None,
         Some(length) => Framing::Length(length),
@@ -174,6 +196,22 @@ async fn answer(
         }
     })
     .await
+}
+
+/// A granted tunnel as HTTP/1.1 has it.
+fn switched(outgoing: &Outgoing<'_>, mut headers: HeaderMap) -> Incoming {
+    headers.remove(header::CONTENT_LENGTH);
+    if let Some(key) = outgoing.headers.get(header::SEC_WEBSOCKET_KEY) {
+        let accept = websocket::accept(key.as_bytes());
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    Incoming {
+        status: StatusCode::SWITCHING_PROTOCOLS,
+        headers,
+        framing: Framing::None,
+        keep: false,
+        upgrade: Some(HeaderValue::from_static(websocket::NAME)),
+    }
 }
 
 /// Whether the backend has promised that the request was not looked at (RFC 9113, 8.7).

@@ -74,6 +74,11 @@ impl Upload {
         }
     }
 
+    /// The stream, when there is no body.
+    pub fn into_stream(self) -> SendStream<Bytes> {
+        self.stream
+    }
+
     /// The body, for another attempt.
     pub fn into_body(self) -> RequestBody {
         self.body

@@ -325,3 +325,117 @@ fn silence_is_a_timeout_and_a_closed_connection_is_replaced() {
         assert_eq!(count.get(), 1, "a stream that was given up is reset alone");
     });
 }
+
+/// As [`h2_server`], but CONNECT may name a protocol.
+async fn tunnels<F, T>(serve: F) -> SocketAddr
+where
+    F: Fn(Request<RecvStream>, SendResponse<Bytes>) -> T + Clone + 'static,
+    T: Future<Output = ()> + 'static,
+{
+    let (address, _) = server(move |talk: Talk| {
+        let serve = serve.clone();
+        async move {
+            let mut builder = ::h2::server::Builder::new();
+            builder.enable_connect_protocol();
+            let mut connection = builder.handshake::<_, Bytes>(talk.socket).await.unwrap();
+            while let Some(Ok((request, respond))) = connection.accept().await {
+                tokio::task::spawn_local(serve(request, respond));
+            }
+        }
+    })
+    .await;
+    address
+}
+
+fn websocket() -> Ask {
+    let mut ask = Ask::new(Method::GET);
+    ask.upgrade = Some(HeaderValue::from_static("WebSocket"));
+    let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+    ask.headers.insert("sec-websocket-key", key);
+    ask.headers
+        .insert("sec-websocket-version", HeaderValue::from_static("13"));
+    ask
+}
+
+#[test]
+fn a_websocket_is_a_stream() {
+    local(async {
+        let address = tunnels(async |mut request, mut respond| {
+            assert_eq!(request.method(), Method::CONNECT);
+            let protocol = request.extensions().get::<::h2::ext::Protocol>().unwrap();
+            assert_eq!(protocol.as_str(), "websocket");
+            assert_eq!(request.uri(), "http://test/x");
+            let headers = request.headers();
+            assert_eq!(headers["sec-websocket-version"], "13");
+            assert!(!headers.contains_key("sec-websocket-key"));
+            let mut stream = respond.send_response(status(200), false).unwrap();
+            while let Some(Ok(data)) = request.body_mut().data().await {
+                let room = request.body_mut().flow_control();
+                room.release_capacity(data.len()).unwrap();
+                stream.send_data(data, false).unwrap();
+            }
+            stream.send_data(Bytes::new(), true).unwrap();
+        })
+        .await;
+        let to = connections(address);
+        let Ok(Sent::Switched(head, Tunnel::Http2(tunnel))) = websocket().send(&to).await.0 else {
+            panic!("not switched");
+        };
+        assert_eq!(head.status, 101);
+        assert_eq!(head.upgrade.unwrap(), "websocket");
+        let accept = &head.headers["sec-websocket-accept"];
+        assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let (mut reader, mut writer) = tokio::io::split(*tunnel);
+        // More than the windows take at once.
+        let sent = vec![7; 1_000_000];
+        let mut got = vec![0; sent.len()];
+        let (written, read) = futures::join!(writer.write_all(&sent), reader.read_exact(&mut got));
+        written.unwrap();
+        read.unwrap();
+        assert_eq!(sent, got);
+        writer.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty());
+    });
+}
+
+#[test]
+fn a_websocket_that_is_refused_has_a_response() {
+    local(async {
+        let address = tunnels(async |_, mut respond| {
+            let mut stream = respond.send_response(status(403), false).unwrap();
+            stream.send_data(Bytes::from("no"), true).unwrap();
+        })
+        .await;
+        let to = connections(address);
+        let answer = websocket().text(&to).await;
+        assert_eq!(answer, Ok((403, "no".into())));
+    });
+}
+
+#[test]
+fn without_a_way_for_it_a_websocket_is_not_sent() {
+    local(async {
+        let asked = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&asked);
+        let (address, _) = h2_server(move |request: Request<RecvStream>, mut respond| {
+            counted.set(counted.get() + 1);
+            assert_eq!(request.method(), Method::GET);
+            assert!(!request.headers().contains_key("upgrade"));
+            drop(respond.send_response(status(204), true));
+            async {}
+        })
+        .await;
+        let to = connections(address);
+        let failure = websocket().send(&to).await.0.err().unwrap();
+        assert!(matches!(failure.error, SendError::NoUpgrade) && !failure.sent);
+        assert_eq!(failure.error.cause().word(), "refused");
+        assert_eq!(asked.get(), 0);
+        // Any other upgrade may be passed over (RFC 9110, 7.8).
+        let mut other = Ask::new(Method::GET);
+        other.upgrade = Some(HeaderValue::from_static("other"));
+        assert_eq!(other.text(&to).await, Ok((204, String::new())));
+        assert_eq!(asked.get(), 1);
+    });
+}
