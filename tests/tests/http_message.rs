@@ -154,6 +154,37 @@ fn cookies_of_http2_are_joined_for_http1() {
 }
 
 #[test]
+fn hints_of_http2_servers_are_handed_on() {
+    let web = Web::new(1, |_| {
+        frontend("") + &pool(1, &format!("protocol = \"http2\"\n{CHECK}"))
+    });
+    let mut client = web.client();
+    // Twice on one connection: the second answer is not mistaken for the first's.
+    for _ in 0..2 {
+        let answer = client.get("/early");
+        assert_eq!(answer.status, 200);
+        let link = ("link".to_owned(), "</a.css>; rel=preload".to_owned());
+        assert_eq!(answer.interim, [(103, vec![link])]);
+    }
+    // Clients that speak HTTP/2, or HTTP/1.0, get the answer alone.
+    let url = format!("{URL}/early");
+    for version in ["--http2-prior-knowledge", "--http1.0"] {
+        let said = web.curl(&[version, "--include", &url]);
+        assert_eq!(said.status, 200, "{version}: {said:?}");
+        assert!(!said.body.contains("103"), "{version}: {said:?}");
+    }
+    // What is expected is the server's to grant.
+    client.send(
+        "POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    );
+    assert_eq!(client.head().expect("an answer").1, 100);
+    client.send("hello");
+    let answer = client.answer();
+    let seen: Seen = serde_json::from_str(&answer.text()).expect("an echo");
+    assert_eq!((seen.body, seen.one("expect")), (5, Some("100-continue")));
+}
+
+#[test]
 fn answers_are_handed_on_with_their_trailers_and_hints() {
     let web = plain(1);
     let mut client = web.client();
@@ -356,84 +387,6 @@ fn answers_that_could_be_read_differently_are_not_handed_on() {
         assert_eq!(client.get("/raw/extra-bytes").text(), "hello");
         assert_eq!(client.get("/status/200").text(), "status 200\n");
     }
-}
-
-#[test]
-fn websockets_are_tunnelled() {
-    let web = plain(2);
-    let key = "dGhlIHNhbXBsZSBub25jZQ==";
-    let mut sockets: Vec<Raw> = (0..6)
-        .map(|_| {
-            let mut client = web.client();
-            let answer = client.get_with(
-                "/ws",
-                &[
-                    ("Connection", "keep-alive, Upgrade"),
-                    ("Upgrade", "websocket"),
-                    ("Sec-WebSocket-Version", "13"),
-                    ("Sec-WebSocket-Key", key),
-                ],
-            );
-            assert_eq!(answer.status, 101);
-            let accept = answer.one("sec-websocket-accept");
-            assert_eq!(accept, Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-            assert!(
-                answer
-                    .one("upgrade")
-                    .is_some_and(|u| u.eq_ignore_ascii_case("websocket"))
-            );
-            client
-        })
-        .collect();
-    for round in 0..20usize {
-        for (i, socket) in sockets.iter_mut().enumerate() {
-            let text = format!("{i}:{round}:{}", "x".repeat(round * 20));
-            assert_eq!(exchange(socket, 1, text.as_bytes()), text.as_bytes());
-        }
-    }
-    // A reload leaves them alone.
-    web.agent.order(&["reload"]);
-    for socket in &mut sockets {
-        assert_eq!(exchange(socket, 2, b"still here"), b"still here");
-        assert_eq!(exchange(socket, 8, b""), b"");
-        assert!(socket.closes(BOUND));
-    }
-    // One that the server refuses is an answer like others.
-    let answer = web
-        .client()
-        .get_with("/ws", &[("Connection", "Upgrade"), ("Upgrade", "other")]);
-    assert_eq!(answer.status, 426);
-}
-
-/// Sends a masked frame (up to 64 KiB) and reads one back.
-fn exchange(socket: &mut Raw, opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mask = [1, 2, 3, 4];
-    let mut frame = vec![0x80 | opcode];
-    match u8::try_from(payload.len()) {
-        Ok(n) if n < 126 => frame.push(0x80 | n),
-        _ => {
-            frame.push(0x80 | 126);
-            frame.extend_from_slice(&(payload.len() as u16).to_be_bytes());
-        }
-    }
-    frame.extend_from_slice(&mask);
-    frame.extend(
-        payload
-            .iter()
-            .enumerate()
-            .map(|(i, byte)| byte ^ mask[i % 4]),
-    );
-    socket.send(frame);
-    let head = socket.exactly(2, 0).expect("a frame");
-    assert_eq!(head[0], 0x80 | opcode);
-    let length = match head[1] {
-        126 => {
-            let bytes = socket.exactly(2, 0).expect("a length");
-            usize::from(u16::from_be_bytes([bytes[0], bytes[1]]))
-        }
-        n => usize::from(n),
-    };
-    socket.exactly(length, 0).expect("a payload")
 }
 
 #[test]

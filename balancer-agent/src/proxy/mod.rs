@@ -17,6 +17,9 @@
 //! ```
 //!
 //! - `types.rs`: what travels between these: bodies, connections, records;
+//! - `timer.rs`: deadlines, on one wheel per thread;
+//! - `chunk_limits.rs`: how much of the chunked coding is taken;
+//! - `websocket.rs`: its handshake between HTTP/1.1 and HTTP/2;
 //! - `log/`: the access log; `stats.rs`: counters, and what the status shows of them;
 //! - `service.rs`: one request;
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
@@ -25,6 +28,7 @@
 //! - `server.rs`: threads, listeners, reload, drain; `status.rs`: what operators see of it.
 
 pub mod balance;
+mod chunk_limits;
 pub mod downstream;
 pub mod files;
 pub mod log;
@@ -38,6 +42,8 @@ mod status;
 pub mod sticky;
 #[cfg(test)]
 mod testing;
+pub mod timer;
 pub mod types;
 pub mod upstream;
+mod websocket;
 pub mod world;

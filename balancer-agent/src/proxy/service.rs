@@ -20,7 +20,7 @@ use std::sync::Arc;
 use http::uri::Uri;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
 
-use super::downstream::Handler;
+use super::downstream::{Handler, OverHttp2};
 use super::files::{self, FileRequest};
 use super::route::path::NormalPath;
 use super::route::{reply, rewrite};
@@ -248,6 +248,7 @@ impl Handler for Service {
             client,
             request_id,
         };
+        let over_http2 = asked.parts.extensions.get::<OverHttp2>().is_some();
         let response = match &route.action {
             Action::Pool(name) => {
                 return pool::serve(&local, name, route, asked, body, journal).await;
@@ -275,7 +276,11 @@ impl Handler for Service {
                 body,
             } => reply::respond(*status, content_type, body),
         };
-        let response = rewritten(response, &route.rewrite);
+        let mut response = rewritten(response, &route.rewrite);
+        if over_http2 && response.status().is_success() {
+            // It would grant a WebSocket that nobody serves.
+            response = reply::status_page(StatusCode::NOT_IMPLEMENTED);
+        }
         let compress = Some((&**route, &asked.parts));
         finish(response, &frontend, &connection, compress, journal)
     }

@@ -235,9 +235,10 @@ impl Cause {
 pub struct Timings {
     /// Waited for a backend with room.
     pub queue: Option<Duration>,
-    /// Connected; zero for a kept connection.
+    /// Connected, TLS included; zero for a kept connection.
     pub connect: Option<Duration>,
-    /// From the request's end to the response's head.
+    /// From the request's being handed to a connection, fresh or kept, to the response's
+    /// head; or to the attempt's end without one.
     pub response: Option<Duration>,
     /// From the request's head to the response's last byte.
     pub total: Duration,

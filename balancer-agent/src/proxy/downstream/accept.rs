@@ -22,8 +22,8 @@ use super::guard::Refusal;
 use super::listeners::Bound;
 use super::live::Refused;
 use super::spread::Accepted;
-use super::timer::{TICK, Wheel, ticks};
 use super::{Handler, Listeners, connection};
+use crate::proxy::timer::{self, TICK, Timer, ticks};
 
 /// Connections that are accepted before others of the thread have their turn.
 const AT_ONCE: usize = 16;
@@ -58,9 +58,7 @@ where
     H: Handler,
     F: Fn(&Arc<str>) -> Rc<H>,
 {
-    let wheel = Wheel::new();
-    let turning = tokio::task::spawn_local(wheel.clone().run());
-    let timer = wheel.timer();
+    let timer = Timer::never();
     let mut watch = listeners.watch();
     let mut open: Vec<Open> = Vec::new();
     let mut leaving: Vec<Leaving> = Vec::new();
@@ -71,7 +69,7 @@ where
         for gone in open.extract_if(.., |open| !stays(&open.door.bound)) {
             gone.stop.notify_one();
             let time = gone.door.bound.settings.load().drain;
-            let cut = wheel.now().saturating_add(ticks(time));
+            let cut = timer::now().saturating_add(ticks(time));
             leaving.push(Leaving {
                 door: gone.door,
                 accepting: gone.accepting,
@@ -83,7 +81,7 @@ where
             if open.iter().any(|o| Arc::ptr_eq(&o.door.bound, bound)) {
                 continue;
             }
-            if let Some(opened) = start(listeners, bound, thread, &wheel, &handler) {
+            if let Some(opened) = start(listeners, bound, thread, &handler) {
                 open.push(opened);
             }
         }
@@ -93,16 +91,16 @@ where
                 return true;
             }
             let left = door.connections.get();
-            if wheel.now() >= leaving.cut && !door.cut.replace(true) && left > 0 {
+            if timer::now() >= leaving.cut && !door.cut.replace(true) && left > 0 {
                 door.live().drain_cut.fetch_add(left as u64, Relaxed);
                 tracing::warn!(
                     frontend = %door.bound.name(),
                     connections = left,
                     "the time to drain is over: connections are cut"
                 );
-                wheel.wake_all();
+                timer::wake_all();
             }
-            left > 0 && wheel.now() < leaving.end
+            left > 0 && timer::now() < leaving.end
         });
         if set.draining && leaving.is_empty() {
             break;
@@ -118,7 +116,6 @@ where
             }
         }
     }
-    turning.abort();
 }
 
 /// Opens a frontend on this thread.
@@ -126,7 +123,6 @@ fn start<H, F>(
     listeners: &Listeners,
     bound: &Arc<Bound>,
     thread: usize,
-    wheel: &Wheel,
     handler: &F,
 ) -> Option<Open>
 where
@@ -151,7 +147,6 @@ where
         bound: Arc::clone(bound),
         overall: Arc::clone(listeners.overall()),
         thread,
-        wheel: wheel.clone(),
         refusals: Rc::clone(&handler) as Rc<dyn super::door::Refusals>,
         closing: Cell::new(false),
         cut: Cell::new(false),
@@ -182,7 +177,7 @@ async fn accept<H: Handler>(
     handler: Rc<H>,
     stop: Rc<Notify>,
 ) {
-    let timer = door.wheel.timer();
+    let timer = Timer::never();
     let stopped = stop.notified();
     tokio::pin!(stopped);
     loop {
@@ -237,7 +232,7 @@ async fn accept<H: Handler>(
         begin(accepted, &door, &handler);
     }
     door.closing.set(true);
-    door.wheel.wake_all();
+    timer::wake_all();
 }
 
 /// Accepts one connection. By hand, as the library's way would register it with this thread
@@ -323,7 +318,7 @@ pub(super) fn turn_away(stream: TcpStream, door: &Rc<Door>) {
     door.lingering.set(door.lingering.get() + 1);
     let door = Rc::clone(door);
     tokio::task::spawn_local(async move {
-        let timer = door.wheel.timer();
+        let timer = Timer::never();
         let mut place = [0; 1024];
         let mut left = 64;
         let read = async {

@@ -14,7 +14,7 @@ use super::Body;
 use super::guard::Refusal;
 use super::http2::{self, Streams};
 use super::state::{RATE_WINDOW, State, slow};
-use super::timer::{Timer, ticks};
+use crate::proxy::timer::{Timer, ticks};
 use crate::proxy::types::{BodyError, Cause};
 
 /// The body of a response of HTTP/1. Dropping it ends the request in the connection's
@@ -195,7 +195,7 @@ impl Received {
         Self {
             body,
             left: left.unwrap_or(u64::MAX),
-            timer: state.door.wheel.timer(),
+            timer: Timer::never(),
             waiting: None,
             waited: 0,
             bytes: 0,

@@ -23,9 +23,9 @@ use super::proxy_header::{self, Proxied};
 use super::settings::Settings;
 use super::state::State;
 use super::stream::Stream;
-use super::timer::ticks;
 use super::{Connection, Handler, Inform, accept, http1, http2};
 use crate::model::http::Versions;
+use crate::proxy::timer::Timer;
 use crate::proxy::types::{TlsInfo, canonical};
 
 /// What a connection is, once that is clear.
@@ -242,8 +242,7 @@ fn subject(certificate: &CertificateDer<'_>) -> Option<Arc<[u8]>> {
 
 /// Waits for a future for some time.
 async fn within<F: Future>(door: &Door, time: Duration, future: F) -> Option<F::Output> {
-    let timer = door.wheel.timer();
-    timer.set(timer.now() + ticks(time));
+    let timer = Timer::after(time);
     let mut future = pin!(future);
     poll_fn(|cx| {
         timer.register(cx);

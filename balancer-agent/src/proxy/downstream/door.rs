@@ -11,7 +11,6 @@ use super::guard::Refusal;
 use super::listeners::{Bound, Overall};
 use super::live::{FrontendLive, Refused};
 use super::source::Allowed;
-use super::timer::Wheel;
 use super::{Cause, Connection, Handler};
 
 /// The part of [`Handler`] that needs no generics.
@@ -34,8 +33,6 @@ pub(super) struct Door {
     pub overall: Arc<Overall>,
     /// Number of this thread.
     pub thread: usize,
-    /// This thread's timers.
-    pub wheel: Wheel,
     /// Who is told of refusals.
     pub refusals: Rc<dyn Refusals>,
     /// Requests that run are the last of their connections.

@@ -28,9 +28,9 @@ use super::live::Refused;
 use super::source::Allowed;
 use super::state::State;
 use super::stream::Stream;
-use super::timer::ticks;
-use super::{Body, Handler};
+use super::{Body, Handler, extended};
 use crate::model::http::{ClientTimeouts, Limits};
+use crate::proxy::timer::ticks;
 
 /// Request bytes that a client may send ahead, per stream and per connection.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -175,6 +175,7 @@ fn builder(limits: &Limits, timeouts: &ClientTimeouts) -> Builder<Here> {
     let mut builder = Builder::new(Here);
     builder
         .timer(TokioTimer::new())
+        .enable_connect_protocol()
         .max_concurrent_streams(limits.h2_streams)
         // Also bounds CONTINUATION frames, which h2 counts against it.
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
@@ -268,6 +269,7 @@ async fn answer<H: Handler>(
         answered: false,
     };
     let refusal = Rc::new(Cell::new(None));
+    let websocket = extended::is_asked(&request);
     let response = match check(&request, &state) {
         Err(early) => {
             let (parts, _body) = request.into_parts();
@@ -276,13 +278,17 @@ async fn answer<H: Handler>(
         }
         Ok(()) => {
             live.requests.fetch_add(1, Relaxed);
-            let request = request.map(|body| match body.is_end_stream() {
+            let mut request = request.map(|body| match body.is_end_stream() {
                 true => Body::Incoming(body),
                 false => Body::boxed(Received::new(body, Rc::clone(&state), Rc::clone(&refusal))),
             });
+            if websocket {
+                extended::ask(&mut request, &state, &streams);
+            }
             let connection = Rc::clone(&state.connection);
             let response = Rc::clone(&handler).handle(request, connection).await;
             match refusal.get() {
+                None if websocket => extended::answer(response),
                 None => response,
                 Some(late) => {
                     live.refuse(late.cause);
@@ -318,9 +324,11 @@ fn check(request: &Request<Incoming>, state: &State) -> Result<(), Refusal> {
             }
         }
     }
-    if request.method() == Method::CONNECT {
-        return Err(guard::CONNECT);
-    }
+    let method = match request.method() {
+        &Method::CONNECT if extended::is_asked(request) => &Method::GET,
+        &Method::CONNECT => return Err(guard::CONNECT),
+        method => method,
+    };
     let headers = request.headers();
     if headers.len() > limits.headers {
         return Err(guard::FIELDS);
@@ -331,7 +339,7 @@ fn check(request: &Request<Incoming>, state: &State) -> Result<(), Refusal> {
         return Err(guard::TARGET_LONG);
     }
     guard::check_target(
-        request.method(),
+        method,
         target,
         uri.authority().map(|a| a.as_str()),
         one(headers)?,

@@ -15,12 +15,13 @@
 //! ```
 //!
 //! All of a connection stays on the thread that accepted it. Time is kept in ticks of
-//! [`timer::TICK`], by one wheel per thread: no timer is made or read per request.
+//! [`super::timer::TICK`], by one wheel per thread: no clock is read per request.
 
 mod accept;
 mod body;
 mod connection;
 mod door;
+mod extended;
 mod guard;
 mod http1;
 mod http2;
@@ -35,7 +36,6 @@ mod source;
 mod spread;
 mod state;
 mod stream;
-mod timer;
 mod tls;
 
 #[cfg(test)]
@@ -49,6 +49,7 @@ use http::{Request, Response};
 use super::types::{Body, Cause, Connection};
 
 pub use body::Ended;
+pub use extended::OverHttp2;
 pub use inform::Inform;
 pub use listeners::{Listeners, PrepareError, PreparedListeners};
 pub use live::{FrontendLive, Refused};
@@ -67,6 +68,7 @@ pub trait Handler: 'static {
     /// client gets then is decided here, not by the handler, as long as the head of the
     /// response was not returned. [`hyper::upgrade::OnUpgrade`] is among the request's
     /// extensions when the client asks for an upgrade; a response with status 101 grants it.
+    /// A WebSocket over HTTP/2 comes as the GET of HTTP/1.1, with [`OverHttp2`] among them.
     fn handle(
         self: Rc<Self>,
         request: Request<Body>,

@@ -11,14 +11,14 @@ use std::time::Duration;
 use super::door::Door;
 use super::guard::Refusal;
 use super::settings::Settings;
-use super::timer::{TICK, Timer, ticks};
 use super::{Connection, Inform};
+use crate::proxy::timer::{TICK, Timer, ticks};
 
 /// Ticks over which the rate of a body is judged: 5 seconds of waiting for it.
-pub(super) const RATE_WINDOW: u64 = 50;
+pub(super) const RATE_WINDOW: u64 = 100;
 
 /// Ticks after which an idle connection is parked; the first of them has partly passed.
-pub(super) const PARK: u64 = 2;
+pub(super) const PARK: u64 = 3;
 
 /// State of an HTTP/1 connection.
 pub(super) struct State {
@@ -80,7 +80,7 @@ pub(super) enum Verdict {
 
 impl State {
     pub fn new(door: &Rc<Door>, connection: Rc<Connection>) -> Rc<Self> {
-        let timer = door.wheel.timer();
+        let timer = Timer::never();
         let since = Cell::new(timer.now());
         Rc::new(Self {
             door: Rc::clone(door),

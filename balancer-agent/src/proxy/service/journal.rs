@@ -98,10 +98,11 @@ impl Journal {
         }
     }
 
-    /// How long connecting and waiting for the response's head took.
-    pub fn answered(&mut self, connect: Option<Duration>, response: Option<Duration>) {
-        self.timings.connect = connect;
-        self.timings.response = response;
+    /// How long connecting took, and from there to the response's head or to the attempt's
+    /// end without one; `None` without a connection.
+    pub fn answered(&mut self, times: Option<(Duration, Duration)>) {
+        self.timings.connect = times.map(|(connect, _)| connect);
+        self.timings.response = times.map(|(_, response)| response);
     }
 
     /// Status of the response.

@@ -25,7 +25,7 @@ use super::tunnel::{self, Ended};
 use super::{Asked, Local, LocalPool, dress, refuse, version_word};
 use crate::model::http::{RETRY_STATUS, Retries, Route};
 use crate::proxy::balance::{Lease, NoBackend, Outcome, acquire};
-use crate::proxy::downstream;
+use crate::proxy::downstream::{self, OverHttp2};
 use crate::proxy::files;
 use crate::proxy::route::{reply, rewrite};
 use crate::proxy::sticky::{self, Affinity};
@@ -34,7 +34,8 @@ use crate::proxy::upstream::body::RequestBody;
 use crate::proxy::upstream::connect::Parties;
 use crate::proxy::upstream::head::{Incoming, Listed, Outgoing};
 use crate::proxy::upstream::pool::Terms;
-use crate::proxy::upstream::{Failure, Inform, ResponseBody, SendError, Sent};
+use crate::proxy::upstream::{Failure, Inform, ResponseBody, SendError, Sent, Tunnel};
+use crate::proxy::websocket;
 
 /// What clients are told to wait before they come again, when nothing else is known.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -76,7 +77,11 @@ pub(super) async fn serve(
     journal.pool(&view.pool.name, affinity.route(view));
 
     let listed = Listed::of(&asked.parts.headers);
-    let upgrade = upgrade_of(&asked, &listed);
+    let over_http2 = asked.parts.extensions.remove::<OverHttp2>();
+    let upgrade = match over_http2 {
+        Some(_) => Some(HeaderValue::from_static(websocket::NAME)),
+        None => upgrade_of(&asked, &listed),
+    };
     let on_upgrade = upgrade
         .as_ref()
         .and_then(|_| asked.parts.extensions.remove::<hyper::upgrade::OnUpgrade>());
@@ -142,12 +147,11 @@ pub(super) async fn serve(
                 address.as_bytes()
             }
         };
-        let mut connected = None;
+        let mut handed = None;
         let mut inform = ToClient {
             inform: &connection.inform,
             version: asked.parts.version,
         };
-        let began = Instant::now();
         let drop = |name: &http::HeaderName| beside && about.replaces(name);
         let mut outgoing = Outgoing {
             method: &asked.parts.method,
@@ -170,19 +174,18 @@ pub(super) async fn serve(
             idempotent,
             until,
             inform: &mut inform,
-            connected: &mut connected,
+            handed: &mut handed,
         };
         let sent = pool.backends[chosen].send(&mut outgoing, body, terms).await;
-        let took = began.elapsed();
-        journal.answered(
-            connected,
-            connected.map(|connect| took.saturating_sub(connect)),
-        );
+        journal.answered(handed.map(|handed| (handed.connect, handed.at.elapsed())));
         match sent {
-            Ok(Sent::Switched(head, wire)) => {
+            Ok(Sent::Switched(head, tunnel)) => {
                 lease.report(Outcome::Answered(101));
-                let Some(on_upgrade) = on_upgrade else {
-                    // Not asked for, so not answered so.
+                // HTTP/1.1's clients look at the answer to their key themselves.
+                let good =
+                    over_http2.is_none() || websocket::answers(&head.headers, &asked.parts.headers);
+                let Some(on_upgrade) = on_upgrade.filter(|_| good) else {
+                    // Not asked for, or not so.
                     let response = reply::status_page(StatusCode::BAD_GATEWAY);
                     return refuse(
                         response,
@@ -194,15 +197,20 @@ pub(super) async fn serve(
                 };
                 let idle = http.timeouts.tunnel;
                 let response = switched(*head);
-                journal.status(101);
-                let (stream, first) = wire.into_parts();
+                journal.status(if over_http2.is_some() { 200 } else { 101 });
                 tokio::task::spawn_local(async move {
                     let Ok(client) = on_upgrade.await else {
                         return journal.end(Cause::ClientAborted);
                     };
                     let client = TokioIo::new(client);
-                    let (through, ended) = tunnel::run(client, stream, &first, idle).await;
-                    std::mem::drop(lease);
+                    let (through, ended) = match tunnel {
+                        Tunnel::Http1(wire) => {
+                            let (stream, first) = wire.into_parts();
+                            tunnel::run(client, stream, &first, idle).await
+                        }
+                        Tunnel::Http2(stream) => tunnel::run(client, *stream, b"", idle).await,
+                    };
+                    std::mem::drop((lease, over_http2));
                     journal.tunnelled(through.from_client, through.to_client);
                     journal.end(match ended {
                         Ended::Both => Cause::Done,
@@ -226,6 +234,17 @@ pub(super) async fn serve(
                     tried.push(chosen);
                     continue;
                 }
+                if over_http2.is_some() && head.status.is_success() {
+                    // To the client it would grant a tunnel.
+                    let response = reply::status_page(StatusCode::BAD_GATEWAY);
+                    return refuse(
+                        response,
+                        frontend,
+                        connection,
+                        journal,
+                        Cause::BackendAborted,
+                    );
+                }
                 return answered(*head, answer, lease, &affinity, route, asked, journal);
             }
             Err(failure) => {
@@ -242,7 +261,7 @@ pub(super) async fn serve(
                     backend = %backend.name, pool = %view.pool.name, %error, sent, "attempt failed"
                 );
                 let safe = match &error {
-                    SendError::Client(_) => false,
+                    SendError::Client(_) | SendError::NoUpgrade => false,
                     error if error.is_connect() => true,
                     _ => !sent || idempotent || http.retries.non_idempotent,
                 };
@@ -261,6 +280,7 @@ pub(super) async fn serve(
                         reply::status_page(StatusCode::GATEWAY_TIMEOUT)
                     }
                     SendError::Local(_) => reply::maintenance(None, RETRY_AFTER),
+                    SendError::NoUpgrade => reply::status_page(StatusCode::NOT_IMPLEMENTED),
                     // The client's connection answers itself what it has refused; the log is
                     // to say the same.
                     SendError::Client(error) => {
@@ -318,7 +338,9 @@ fn outcome_of(error: &SendError) -> Outcome {
         }
         SendError::Timeout => Outcome::TimedOut,
         // Neither says anything about the backend's health.
-        SendError::Client(_) | SendError::Local(_) | SendError::Stale => Outcome::ClientAborted,
+        SendError::Client(_) | SendError::Local(_) | SendError::NoUpgrade | SendError::Stale => {
+            Outcome::ClientAborted
+        }
         SendError::Closed(_)
         | SendError::Cut(_)
         | SendError::Malformed(_)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::proxy::upstream::ticker::Timer;
+use crate::proxy::timer::Timer;
 
 /// Bytes that one direction holds at most.
 const BUFFER: usize = 16 << 10;
@@ -143,7 +143,7 @@ where
 {
     let mut up = Half::new(&[]);
     let mut down = Half::new(first);
-    let mut timer = Timer::after(idle);
+    let timer = Timer::after(idle);
     let ended = std::future::poll_fn(|cx| {
         let mut moved = false;
         let up_done = match up.poll(cx, &mut client, &mut backend, &mut moved) {

@@ -4,13 +4,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::head::{Malformed, is_forbidden_trailer};
+use crate::proxy::chunk_limits::{EXTENSION, SIZE_DIGITS, TRAILER_FIELDS, TRAILERS};
 
-/// Most bytes of a chunk's head, extensions and all.
-const LINE: usize = 4 << 10;
-/// Most bytes of a trailer section.
-const TRAILERS: usize = 16 << 10;
-/// Most fields of it.
-const FIELDS: usize = 64;
+/// Most bytes of a chunk's head, extensions, line end and all.
+const LINE: usize = SIZE_DIGITS + EXTENSION + 2;
 
 /// Reads chunks.
 #[derive(Default)]
@@ -59,7 +56,7 @@ impl Chunks {
             match &mut self.state {
                 State::Head => {
                     let Some(end) = memchr::memchr(b'\n', buffer) else {
-                        return match buffer.len() > LINE {
+                        return match buffer.len() >= LINE {
                             true => Err(Malformed::Chunk),
                             false => Ok(Piece::More),
                         };
@@ -102,7 +99,7 @@ impl Chunks {
                         self.state = State::Done;
                         return Ok(Piece::End(None));
                     }
-                    let mut fields = [httparse::EMPTY_HEADER; FIELDS];
+                    let mut fields = [httparse::EMPTY_HEADER; TRAILER_FIELDS];
                     let (length, trailers) = match httparse::parse_headers(buffer, &mut fields) {
                         Ok(httparse::Status::Complete((length, fields))) => (length, map(fields)?),
                         Ok(httparse::Status::Partial) if buffer.len() <= TRAILERS => {
@@ -129,7 +126,11 @@ fn size(line: &[u8]) -> Result<u64, Malformed> {
         .iter()
         .position(|b| !b.is_ascii_hexdigit())
         .unwrap_or(line.len());
-    if digits == 0 || digits > 16 || line.contains(&b'\r') {
+    if digits == 0
+        || digits > SIZE_DIGITS
+        || line.len() - digits > EXTENSION
+        || line.contains(&b'\r')
+    {
         return Err(Malformed::Chunk);
     }
     let extension = line[digits..].trim_ascii_start();
@@ -239,6 +240,7 @@ mod tests {
             b"-1\r\n",
             b"5\r;\r\nhello\r\n",
             b"10000000000000000\r\n",
+            b"1000000000000000\r\n",
             b"g\r\n",
             b"0\r\nA : b\r\n\r\n",
             b"0\r\n A: b\r\n\r\n",
@@ -247,7 +249,13 @@ mod tests {
                 assert!(read(text, step).is_err(), "{:?}", text.escape_ascii());
             }
         }
-        let long = [b"5;".as_slice(), &vec![b'x'; LINE]].concat();
+        let extended = |length| format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(length - 1));
+        for step in [1, 100, 1000] {
+            assert!(read(extended(EXTENSION).as_bytes(), step).is_ok());
+            assert!(read(extended(EXTENSION + 1).as_bytes(), step).is_err());
+        }
+        // Without an end it is not waited for.
+        let long = [b"5;".as_slice(), &[b'x'; LINE]].concat();
         assert!(read(&long, 100).is_err());
     }
 

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use rustls::AlertDescription;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -11,8 +13,8 @@ use tokio_rustls::TlsConnector;
 use super::SendError;
 use super::endpoint::Speech;
 use super::stream::Stream;
-use super::ticker::within;
 use crate::model::http::{BackendProtocol, ProxyVersion};
+use crate::proxy::timer::within;
 use crate::proxy::types::canonical;
 
 /// A fresh connection, and what is spoken on it.
@@ -47,6 +49,38 @@ pub async fn connect(
         .unwrap_or(Err(SendError::ConnectTimeout))
 }
 
+/// Connects to a backend of HTTP/2, but for HTTP/1.1, which only TLS can agree on.
+///
+/// # Errors
+/// As [`connect`]; [`SendError::NoUpgrade`] when the backend speaks HTTP/2 alone.
+pub async fn connect_http1(
+    address: SocketAddr,
+    speech: &Speech,
+    parties: Parties,
+) -> Result<Stream, SendError> {
+    let mut speech = speech.clone();
+    speech.protocol = BackendProtocol::Http1;
+    let tls = speech.tls.as_mut().ok_or(SendError::NoUpgrade)?;
+    // Once per upgrade, and most of it is shared.
+    Arc::make_mut(&mut tls.config).alpn_protocols = vec![b"http/1.1".to_vec()];
+    match connect(address, &speech, parties).await {
+        Ok(connected) => Ok(connected.stream),
+        Err(SendError::Tls(error)) if is_no_protocol(&error) => Err(SendError::NoUpgrade),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the server has said that it speaks nothing of what it was offered (RFC 7301, 3.2).
+fn is_no_protocol(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(
+        error,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::NoApplicationProtocol
+        ))
+    )
+}
+
 async fn open(
     address: SocketAddr,
     speech: &Speech,
@@ -72,7 +106,7 @@ async fn open(
         Some(name) => name.clone(),
         None => ServerName::IpAddress(address.ip().into()),
     };
-    let stream = TlsConnector::from(std::sync::Arc::clone(&tls.config))
+    let stream = TlsConnector::from(Arc::clone(&tls.config))
         .connect(name, socket)
         .await
         .map_err(SendError::Tls)?;

@@ -30,8 +30,8 @@ use super::chunked::{self, Chunks};
 use super::head::{self, Framing, Incoming, Malformed, Outgoing};
 use super::pool::Connections;
 use super::stream::Stream;
-use super::ticker::Timer;
 use super::{BodyFault, Deadlines, Failure, Inform, SendError};
+use crate::proxy::timer::Timer;
 
 /// Bytes that are asked for at first; more while they come in full.
 const READ: usize = 4 << 10;
@@ -40,9 +40,9 @@ const READ_MOST: usize = 64 << 10;
 /// Bytes of a request's body that wait for the socket before the client is asked for more.
 const WRITE_MOST: usize = 64 << 10;
 /// Informational responses before a final one.
-const INFORMATIONAL: usize = 32;
+pub const INFORMATIONAL: usize = 32;
 /// How long a body waits for the backend's 100 (RFC 9110, 10.1.1: not for ever).
-const EXPECT_PATIENCE: Duration = Duration::from_secs(1);
+pub const EXPECT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection to a backend, at rest or in an exchange.
 pub struct Wire {
@@ -146,7 +146,7 @@ impl Sending {
         if self.broken.is_some() || self.done && wire.out.is_empty() {
             return Ok(Waits::Backend);
         }
-        if let Some(timer) = &mut self.held
+        if let Some(timer) = &self.held
             && timer.poll_expired(cx).is_ready()
         {
             self.held = None;
@@ -236,7 +236,7 @@ pub async fn exchange(
     home: Option<Rc<Connections>>,
     request: &Outgoing<'_>,
     body: RequestBody,
-    mut deadlines: Deadlines,
+    deadlines: Deadlines,
     inform: &mut dyn Inform,
 ) -> Result<Answer, Failure> {
     let extent = body.extent();
@@ -254,7 +254,7 @@ pub async fn exchange(
         extent,
         broken: None,
     };
-    // Only when something has to be waited for is the clock read.
+    // Made only when something has to be waited for.
     let mut timer: Option<Timer> = None;
     let mut informed = 0;
     let result = std::future::poll_fn(|cx| {
@@ -317,10 +317,10 @@ pub async fn exchange(
             return Poll::Ready(Err(SendError::Timeout));
         }
         match (waits, &mut timer) {
-            (Waits::Client, Some(timer)) => timer.stop(),
+            (Waits::Client, Some(timer)) => timer.clear(),
             (Waits::Client, None) => {}
             (Waits::Backend, Some(timer)) => {
-                if moved || !timer.is_running() {
+                if moved || !timer.is_set() {
                     timer.restart(deadlines.response);
                 }
             }
@@ -531,7 +531,7 @@ impl H1Body {
     fn finish(&mut self) {
         self.ends = Ends::Ended;
         self.timer = None;
-        self.total.stop();
+        self.total.clear();
         let Some(mut wire) = self.wire.take() else {
             return;
         };

@@ -37,6 +37,23 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     }
 }
 
+/// Takes out of a response's fields what is of the backend's connection only, as [`read`]
+/// does; for protocols that do not need that to be understood.
+pub fn strip(status: StatusCode, headers: &mut HeaderMap) {
+    let hops = headers.keys().filter(|name| is_hop_by_hop(name));
+    let hops = hops.filter(|name| **name != header::CONTENT_LENGTH || has_no_length(status));
+    // Nearly always none, which takes no memory.
+    let hops: SmallVec<[HeaderName; 2]> = hops.cloned().collect();
+    for name in &hops {
+        headers.remove(name);
+    }
+}
+
+/// Whether a response of this status has no length to tell (RFC 9110, 8.6).
+fn has_no_length(status: StatusCode) -> bool {
+    status.is_informational() || status == StatusCode::NO_CONTENT
+}
+
 /// Fields that must never come as trailers (RFC 9110, 6.5.1): they would change what has
 /// been decided by the head.
 pub fn is_forbidden_trailer(name: &HeaderName) -> bool {
@@ -124,6 +141,17 @@ impl Outgoing<'_> {
             && *name != header::EXPECT
             && (self.listed.0.is_empty() || !self.listed.contains(name))
             && !(self.drop)(name)
+    }
+
+    /// Whether it asks for a WebSocket, and in a way that HTTP/2 has as well.
+    pub fn is_websocket(&self, extent: Extent) -> bool {
+        let asked = self
+            .upgrade
+            .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        asked
+            && *self.method == Method::GET
+            && extent == Extent::None
+            && self.headers.contains_key(header::SEC_WEBSOCKET_KEY)
     }
 
     /// Writes the head.
@@ -381,7 +409,7 @@ pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Incoming>, 
         _ if chunked => Framing::Chunked,
         _ => content_length.map_or(Framing::Close, Framing::Length),
     };
-    if status.as_u16() < 200 || status == StatusCode::NO_CONTENT {
+    if has_no_length(status) {
         headers.remove(header::CONTENT_LENGTH);
     }
     Ok(Some(Incoming {
@@ -393,7 +421,11 @@ pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Incoming>, 
     }))
 }
 
-fn number(text: &[u8]) -> Result<u64, Malformed> {
+/// A `Content-Length`.
+///
+/// # Errors
+/// [`Malformed::Length`]
+pub fn number(text: &[u8]) -> Result<u64, Malformed> {
     // 19 digits can't overflow.
     if text.is_empty() || text.len() > 19 || !text.iter().all(u8::is_ascii_digit) {
         return Err(Malformed::Length);
@@ -412,6 +444,35 @@ mod tests {
 
     fn parse(text: &str) -> Result<Option<Incoming>, Malformed> {
         read(&mut BytesMut::from(text), &Method::GET)
+    }
+
+    #[test]
+    fn both_protocols_leave_out_the_same_fields() {
+        let names = [
+            "content-length",
+            "etag",
+            "http2-settings",
+            "proxy-authenticate",
+            "proxy-authentication-info",
+            "proxy-authorization",
+            "proxy-connection",
+            "set-cookie",
+            "te",
+            "upgrade",
+        ];
+        for code in [103, 200, 204, 304] {
+            let mut text = format!("HTTP/1.1 {code} x\r\n");
+            let mut headers = HeaderMap::new();
+            for name in names {
+                text += &format!("{name}: 1\r\n");
+                headers.insert(name, HeaderValue::from_static("1"));
+            }
+            let read = parse(&(text + "\r\n")).unwrap().unwrap();
+            strip(read.status, &mut headers);
+            assert_eq!(read.headers, headers, "{code}");
+            let length = usize::from(code == 200 || code == 304);
+            assert_eq!(headers.len(), 2 + length, "{code}");
+        }
     }
 
     #[test]

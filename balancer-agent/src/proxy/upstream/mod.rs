@@ -4,9 +4,8 @@
 //!   configuration is prepared: TLS, protocol, times;
 //! - `connect.rs`, `stream.rs`: a fresh connection;
 //! - `pool.rs`: those that rest;
-//! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2.rs`: HTTP/2;
-//! - `body.rs`: a request's body that can be sent again;
-//! - `ticker.rs`: deadlines.
+//! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2/`: HTTP/2;
+//! - `body.rs`: a request's body that can be sent again.
 
 pub mod body;
 mod chunked;
@@ -17,7 +16,6 @@ mod h2;
 pub mod head;
 pub mod pool;
 pub mod stream;
-pub mod ticker;
 
 use std::io;
 use std::task::{Context, Poll};
@@ -28,12 +26,13 @@ use http::{HeaderMap, StatusCode};
 use http_body::Frame;
 
 use crate::proxy::downstream::Ended;
+use crate::proxy::timer::Timer;
 use crate::proxy::types::{BodyError, Cause};
 use body::RequestBody;
 use head::Malformed;
-use ticker::Timer;
 
-pub use pool::{Connections, Sent, Upstreams};
+pub use h2::H2Tunnel;
+pub use pool::{Connections, Sent, Tunnel, Upstreams};
 
 /// Where informational responses of a backend go.
 pub trait Inform {
@@ -84,7 +83,11 @@ pub enum SendError {
     Malformed(#[from] Malformed),
     /// HTTP/2 failed. The backend's fault.
     #[error("HTTP/2: {0}")]
-    Http2(hyper::Error),
+    Http2(::h2::Error),
+    /// A WebSocket was asked for that the backend's HTTP/2 has no way for. The client's
+    /// fault, or the configuration's.
+    #[error("the backend takes no WebSockets: no CONNECT with a protocol, no HTTP/1.1 by TLS")]
+    NoUpgrade,
     /// The client's body failed. The client's fault.
     #[error("the request's body: {0}")]
     Client(BodyError),
@@ -101,6 +104,7 @@ impl SendError {
             Self::Stale | Self::Closed(_) | Self::Cut(_) | Self::Malformed(_) | Self::Http2(_) => {
                 Cause::BackendAborted
             }
+            Self::NoUpgrade => Cause::Refused,
             Self::Client(error) => client_cause(error),
         }
     }
@@ -143,7 +147,7 @@ pub enum BodyFault {
     Malformed(#[from] Malformed),
     /// HTTP/2 failed.
     #[error("HTTP/2: {0}")]
-    Http2(hyper::Error),
+    Http2(::h2::Error),
     /// The request's body failed while the response was on its way.
     #[error("the request's body: {0}")]
     Client(BodyError),
@@ -161,10 +165,6 @@ impl BodyFault {
 }
 
 /// A response's body.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and a box would be an allocation for each request"
-)]
 pub enum ResponseBody {
     /// Of HTTP/1.1.
     Http1(h1::H1Body),

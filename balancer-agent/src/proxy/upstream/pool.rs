@@ -15,14 +15,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::body::RequestBody;
-use super::connect::{Connected, Parties, connect};
+use super::connect::{Connected, Parties, connect, connect_http1};
 use super::endpoint::Speech;
 use super::h1::{self, Answer, Wire};
-use super::h2::{self, H2Connection};
+use super::h2::{self, H2Connection, H2Tunnel};
 use super::head::{Incoming, Outgoing};
-use super::ticker::Timer;
 use super::{Deadlines, Failure, Inform, ResponseBody, SendError};
 use crate::model::http::BackendProtocol;
+use crate::proxy::timer::{Timer, within};
 
 /// Streams that one HTTP/2 connection gets before another is opened.
 const STREAMS: usize = 100;
@@ -37,8 +37,16 @@ const HTTP2_CONNECTIONS: usize = 4;
 pub enum Sent {
     /// A response.
     Response(Box<Incoming>, ResponseBody),
-    /// 101: a connection for the client and the backend alone.
-    Switched(Box<Incoming>, Box<Wire>),
+    /// 101: a tunnel between the client and the backend.
+    Switched(Box<Incoming>, Tunnel),
+}
+
+/// The backend's side of a tunnel.
+pub enum Tunnel {
+    /// A connection of its own.
+    Http1(Box<Wire>),
+    /// A stream.
+    Http2(Box<H2Tunnel>),
 }
 
 /// What a request brings along beside its head and body.
@@ -51,8 +59,25 @@ pub struct Terms<'a> {
     pub until: Option<Instant>,
     /// Where informational responses go.
     pub inform: &'a mut dyn Inform,
-    /// Set once there is a connection: how long that took.
-    pub connected: &'a mut Option<Duration>,
+    /// Set once there is a connection.
+    pub handed: &'a mut Option<Handed>,
+}
+
+/// When a request was handed to a connection. With another connection in place of one that
+/// was closed, the last counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Handed {
+    /// How long the connection took; zero for a kept one.
+    pub connect: Duration,
+    /// When that was.
+    pub at: Instant,
+}
+
+impl Handed {
+    fn now(connect: Duration) -> Option<Self> {
+        let at = Instant::now();
+        Some(Self { connect, at })
+    }
 }
 
 /// One thread's connections to one backend.
@@ -116,14 +141,17 @@ impl Connections {
             };
             let wire = match kept {
                 Some(wire) => {
-                    *terms.connected = Some(Duration::ZERO);
+                    *terms.handed = Handed::now(Duration::ZERO);
                     wire
                 }
                 None if speech.protocol == BackendProtocol::Http2 && !self.http1_only.get() => {
-                    match self.http2(&speech, terms.parties, fresh).await {
+                    let websocket = request.is_websocket(body.extent());
+                    match self.http2(&speech, terms.parties, fresh, websocket).await {
                         Ok(Spoken::Http2(connection, took)) => {
-                            *terms.connected = Some(took);
-                            match h2::exchange(connection, request, body, deadlines()).await {
+                            *terms.handed = Handed::now(took);
+                            match h2::exchange(connection, request, body, deadlines(), terms.inform)
+                                .await
+                            {
                                 Err(failure)
                                     if matches!(failure.error, SendError::Stale) && !fresh =>
                                 {
@@ -138,7 +166,9 @@ impl Connections {
                             }
                         }
                         Ok(Spoken::Http1(wire, took)) => {
-                            *terms.connected = Some(took);
+                            *terms.handed = Handed::now(took);
+                            // For this request alone, when the backend speaks HTTP/2 as well.
+                            request.keep &= self.http1_only.get();
                             wire
                         }
                         Err(error) => {
@@ -154,7 +184,7 @@ impl Connections {
                     let began = Instant::now();
                     match connect(self.address, &speech, terms.parties).await {
                         Ok(connected) => {
-                            *terms.connected = Some(began.elapsed());
+                            *terms.handed = Handed::now(began.elapsed());
                             Box::new(Wire::new(connected.stream))
                         }
                         Err(error) => {
@@ -173,7 +203,9 @@ impl Connections {
                 Ok(Answer::Response(head, body)) => {
                     return Ok(Sent::Response(head, ResponseBody::Http1(body)));
                 }
-                Ok(Answer::Switched(head, wire)) => return Ok(Sent::Switched(head, wire)),
+                Ok(Answer::Switched(head, wire)) => {
+                    return Ok(Sent::Switched(head, Tunnel::Http1(wire)));
+                }
                 Err(failure)
                     if matches!(failure.error, SendError::Stale)
                         && (terms.idempotent || !failure.sent) =>
@@ -225,8 +257,35 @@ impl Connections {
         });
     }
 
-    /// An HTTP/2 connection with room, or a fresh one.
+    /// A connection to a backend of HTTP/2: of HTTP/1.1 when it does not speak the other, or
+    /// has no way for a WebSocket in it.
     async fn http2(
+        &self,
+        speech: &Arc<Speech>,
+        parties: Parties,
+        fresh: bool,
+        websocket: bool,
+    ) -> Result<Spoken, SendError> {
+        let began = Instant::now();
+        let spoken = self.shared(speech, parties, fresh).await?;
+        let Spoken::Http2(connection, _) = &spoken else {
+            return Ok(spoken);
+        };
+        if !websocket {
+            return Ok(spoken);
+        }
+        // On a fresh connection the backend's settings are an answer away.
+        let takes = within(speech.timeouts.connect, connection.takes_protocols());
+        if takes.await.map_err(|_| SendError::ConnectTimeout)? {
+            return Ok(spoken);
+        }
+        let stream = connect_http1(self.address, speech, parties).await?;
+        let wire = Box::new(Wire::new(stream));
+        Ok(Spoken::Http1(wire, began.elapsed()))
+    }
+
+    /// An HTTP/2 connection with room, or a fresh one.
+    async fn shared(
         &self,
         speech: &Arc<Speech>,
         parties: Parties,

@@ -1,6 +1,6 @@
 //! Exchanges with servers that say exactly what a test wants them to say.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -15,11 +15,13 @@ use tokio::net::{TcpListener, TcpStream};
 use super::connect::Parties;
 use super::endpoint::Speech;
 use super::head::{Listed, Outgoing};
-use super::pool::Terms;
+use super::pool::{Handed, Terms};
 use super::*;
-use crate::model::http::{BackendProtocol, PoolHttp, ProxyVersion};
+use crate::model::http::{PoolHttp, ProxyVersion};
 use crate::proxy::testing::local;
 use crate::proxy::types::Body;
+
+mod http2;
 
 fn speech(change: impl FnOnce(&mut PoolHttp)) -> Arc<Speech> {
     let mut http = PoolHttp::default();
@@ -126,7 +128,7 @@ impl Ask {
         }
     }
 
-    async fn send(self, to: &Rc<Connections>) -> (Result<Sent, Failure>, Told) {
+    async fn send(self, to: &Rc<Connections>) -> (Result<Sent, Failure>, Told, Option<Handed>) {
         let listed = Listed::of(&self.headers);
         let mut outgoing = Outgoing {
             method: &self.method,
@@ -142,7 +144,7 @@ impl Ask {
             keep: true,
         };
         let mut told = Told::default();
-        let mut connected = None;
+        let mut handed = None;
         let terms = Terms {
             parties: Parties {
                 client: "192.0.2.1:1000".parse().unwrap(),
@@ -151,10 +153,10 @@ impl Ask {
             idempotent: self.method.is_idempotent(),
             until: self.until,
             inform: &mut told,
-            connected: &mut connected,
+            handed: &mut handed,
         };
         let result = to.send(&mut outgoing, self.body, terms).await;
-        (result, told)
+        (result, told, handed)
     }
 
     /// Status and body, or what failed.
@@ -282,12 +284,48 @@ fn a_kept_connection_that_was_closed_is_replaced_when_that_is_safe() {
 }
 
 #[test]
+fn the_response_is_timed_from_the_connection_that_gave_it() {
+    local(async {
+        let closed = Rc::new(Cell::new(None));
+        let noted = Rc::clone(&closed);
+        let (address, _) = server(move |mut talk: Talk| {
+            let closed = Rc::clone(&noted);
+            async move {
+                assert!(talk.head().await.is_some());
+                talk.say(OK).await;
+                // Takes the next request as well, and closes after a while without a word.
+                if talk.number == 0 && talk.head().await.is_some() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    closed.set(Some(Instant::now()));
+                } else {
+                    talk.ended().await;
+                }
+            }
+        })
+        .await;
+        let to = Rc::new(Connections::new(address, speech(|_| {})));
+        let (result, _, handed) = Ask::new(Method::GET).send(&to).await;
+        let Ok(Sent::Response(_, body)) = result else {
+            panic!("no response");
+        };
+        assert_eq!(read(body).await.0, "ok");
+        assert!(handed.unwrap().connect > Duration::ZERO);
+        let (result, _, handed) = Ask::new(Method::GET).send(&to).await;
+        assert!(result.is_ok());
+        let (handed, closed) = (handed.unwrap(), closed.get().unwrap());
+        // Neither the connection that was closed nor the connecting is in it.
+        assert!(handed.connect > Duration::ZERO);
+        assert!(handed.at >= closed + handed.connect);
+    });
+}
+
+#[test]
 fn what_is_not_idempotent_is_never_sent_twice() {
     local(async {
         let (address, _, seen) = closing().await;
         let to = Rc::new(Connections::new(address, speech(|_| {})));
         assert!(Ask::new(Method::GET).text(&to).await.is_ok());
-        let (result, _) = Ask::body(Method::POST, Body::full("abc")).send(&to).await;
+        let (result, ..) = Ask::body(Method::POST, Body::full("abc")).send(&to).await;
         let Err(failure) = result else {
             panic!("a response from nowhere");
         };
@@ -432,7 +470,7 @@ fn times_run_out() {
         })
         .await;
         let to = Rc::new(Connections::new(address, speech(short)));
-        let (result, _) = Ask::new(Method::GET).send(&to).await;
+        let (result, ..) = Ask::new(Method::GET).send(&to).await;
         let failure = result.err().unwrap();
         assert!(matches!(failure.error, SendError::Timeout) && failure.sent);
         let Ok(Sent::Response(_, body)) = Ask::new(Method::PUT).send(&to).await.0 else {
@@ -508,7 +546,7 @@ fn interim_responses_are_told_and_100_opens_the_body() {
             expects: true,
             ..Ask::body(Method::POST, Body::full("abc"))
         };
-        let (result, told) = ask.send(&to).await;
+        let (result, told, _) = ask.send(&to).await;
         let Ok(Sent::Response(_, body)) = result else {
             panic!("no response");
         };
@@ -620,7 +658,7 @@ fn an_upgrade_gives_the_connection_away() {
             upgrade: Some(HeaderValue::from_static("websocket")),
             ..Ask::new(Method::GET)
         };
-        let Ok(Sent::Switched(head, wire)) = ask.send(&to).await.0 else {
+        let Ok(Sent::Switched(head, Tunnel::Http1(wire))) = ask.send(&to).await.0 else {
             panic!("not switched");
         };
         assert_eq!(head.upgrade.unwrap(), "websocket");
@@ -630,55 +668,5 @@ fn an_upgrade_gives_the_connection_away() {
             text.push(stream.read_u8().await.unwrap());
         }
         assert_eq!(text, b"first");
-    });
-}
-
-/// hyper's own HTTP/2 server, which answers with what it was sent.
-async fn http2_server(requests: Rc<RefCell<Vec<String>>>) -> (SocketAddr, Rc<Cell<usize>>) {
-    server(move |talk: Talk| {
-        let requests = Rc::clone(&requests);
-        async move {
-            let _ = talk.number;
-            let service =
-                hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                    let requests = Rc::clone(&requests);
-                    async move {
-                        use http_body_util::BodyExt;
-                        let line = format!("{} {}", request.method(), request.uri());
-                        requests.borrow_mut().push(line);
-                        let body = request.into_body().collect().await?.to_bytes();
-                        Ok::<_, hyper::Error>(http::Response::new(http_body_util::Full::new(body)))
-                    }
-                });
-            let _ = hyper::server::conn::http2::Builder::new(h2::LocalExecutor)
-                .serve_connection(hyper_util::rt::TokioIo::new(talk.socket), service)
-                .await;
-        }
-    })
-    .await
-}
-
-#[test]
-fn http2_shares_one_connection() {
-    local(async {
-        let requests = Rc::default();
-        let (address, count) = http2_server(Rc::clone(&requests)).await;
-        let to = Rc::new(Connections::new(
-            address,
-            speech(|http| http.protocol = BackendProtocol::Http2),
-        ));
-        let asks = (0..20).map(|i| {
-            let body = Body::full(format!("body {i}"));
-            let to = &to;
-            async move { (i, Ask::body(Method::POST, body).text(to).await) }
-        });
-        for (i, answer) in futures::future::join_all(asks).await {
-            assert_eq!(answer, Ok((200, format!("body {i}"))));
-        }
-        assert_eq!(count.get(), 1);
-        assert_eq!(requests.borrow().len(), 20);
-        assert_eq!(requests.borrow()[0], "POST http://test/x");
-        let answer = Ask::new(Method::HEAD).text(&to).await;
-        assert_eq!(answer, Ok((200, String::new())));
     });
 }

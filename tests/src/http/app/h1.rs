@@ -281,6 +281,14 @@ where
         state.name
     );
     wire.send(head.as_bytes()).await?;
+    echo(wire).await
+}
+
+/// The frames of a WebSocket.
+pub(super) async fn echo<S>(mut wire: Wire<S>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     loop {
         let start = wire.exactly(2).await?;
         let length = match start[1] & 0x7f {

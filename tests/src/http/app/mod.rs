@@ -1,5 +1,5 @@
 //! The application server of the tests: HTTP/1.1 written by hand, so that it sees every
-//! byte and can answer what no library would; HTTP/2 by hyper. What it does is said by
+//! byte and can answer what no library would; HTTP/2 by h2. What it does is said by
 //! the request's path ([`behave`]); what it saw can be read over a control socket, and
 //! requests with a nonce are noted in a journal that outlives a `kill -9`.
 //!
@@ -69,6 +69,9 @@ pub struct Arguments {
     /// Key of the certificate.
     #[arg(long)]
     key: Option<PathBuf>,
+    /// Takes no CONNECT with a protocol in HTTP/2.
+    #[arg(long)]
+    no_protocols: bool,
     /// Clients must show a certificate of these authorities.
     #[arg(long)]
     client_ca: Option<PathBuf>,
@@ -150,6 +153,8 @@ struct State {
     health: Cell<u16>,
     hang: Cell<bool>,
     closings: watch::Sender<u64>,
+    /// CONNECT may name a protocol in HTTP/2.
+    protocols: bool,
     /// Requests by session id, and by nonce for answers that depend on the attempt.
     visits: RefCell<BTreeMap<String, u64>>,
     attempts: RefCell<BTreeMap<String, u64>>,
@@ -209,6 +214,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         health: Cell::new(200),
         hang: Cell::new(false),
         closings: watch::Sender::new(0),
+        protocols: !arguments.no_protocols,
         visits: RefCell::default(),
         attempts: RefCell::default(),
         sessions: Cell::new(0),

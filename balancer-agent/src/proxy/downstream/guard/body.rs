@@ -2,13 +2,7 @@
 
 use super::chars;
 use super::{Bounds, Refusal};
-
-/// Bytes of one chunk's extensions.
-const EXTENSION: u16 = 256;
-/// Bytes of all extensions of a body.
-const EXTENSIONS: u32 = 4096;
-/// Bytes of a trailer section; hyper has the same limit.
-const TRAILERS: usize = 16 << 10;
+use crate::proxy::chunk_limits::{EXTENSION, EXTENSIONS, SIZE_DIGITS, TRAILER_FIELDS, TRAILERS};
 
 /// Fields that have no business in a trailer section (RFC 9110, 6.5.1): they tell of framing,
 /// routing, authentication, or how the content is to be handled.
@@ -134,8 +128,7 @@ impl Chunked {
                 At::Size | At::Digits => match (char::from(b).to_digit(16), b) {
                     (Some(digit), _) => {
                         self.count += 1;
-                        // 15 digits can't overflow; zeros in front of them are no good sign.
-                        if self.count > 15 {
+                        if usize::from(self.count) > SIZE_DIGITS {
                             return Err(Refusal::malformed("a chunk's size is too large"));
                         }
                         self.size = self.size << 4 | u64::from(digit);
@@ -217,7 +210,7 @@ impl Chunked {
         }
         self.count += 1;
         self.extensions += 1;
-        match self.count > EXTENSION || self.extensions > EXTENSIONS {
+        match usize::from(self.count) > EXTENSION || self.extensions as usize > EXTENSIONS {
             true => Err(Refusal::malformed("a chunk's extensions are too long")),
             false => Ok(At::Extension),
         }
@@ -229,8 +222,7 @@ impl Chunked {
             At::Trailer if b == b'\r' => At::End,
             At::Trailer => {
                 self.fields += 1;
-                // hyper does not take more than it takes in a head without being told.
-                if self.fields > bounds.headers.min(100) {
+                if self.fields > bounds.headers.min(TRAILER_FIELDS) {
                     return Err(Refusal::large(
                         431,
                         "the trailer section has too many fields",

@@ -3,8 +3,8 @@
 use std::task::{Context, Poll, ready};
 
 use super::super::guard::Refusal;
-use super::super::timer::ticks;
 use super::GuardIo;
+use crate::proxy::timer::ticks;
 
 /// How long a connection that was accepted just before its frontend closed may take to
 /// send its first byte.

@@ -8,8 +8,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::guard::Refusal;
 use super::super::state::State;
-use super::super::timer::ticks;
 use super::{BUFFER, GuardIo};
+use crate::proxy::timer::ticks;
 
 /// Bytes and time for which a connection is read from after its end, so that a client that
 /// is still sending gets the response rather than a reset (RFC 9112, 9.6).
