@@ -270,7 +270,9 @@ pub(super) async fn serve(
                     && !late
                     && (tried.len() as u32) < http.retries.attempts
                     && body.rewind()
-                    && view.live.may_retry()
+                    // A server that dies takes all its requests with it at once: those are
+                    // not held against the budget.
+                    && (error.is_gone() || view.live.may_retry())
                 {
                     tried.push(chosen);
                     continue;

@@ -118,6 +118,23 @@ impl SendError {
     }
 }
 
+impl SendError {
+    /// Whether the backend was not there, or went away before it answered: to ask another
+    /// one moves load, where repeating what was too slow or failed would add to it.
+    pub fn is_gone(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(_)
+                | Self::Tls(_)
+                | Self::ConnectTimeout
+                | Self::Stale
+                | Self::Closed(_)
+                | Self::Cut(_)
+                | Self::Http2(_)
+        )
+    }
+}
+
 /// How a request ended whose body failed.
 fn client_cause(error: &BodyError) -> Cause {
     Ended::of(&**error).map_or(Cause::ClientAborted, |ended| ended.cause)
