@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::cluster;
 use super::cross;
 use super::findings::{Findings, Mistake, Span};
 use super::http::frontend::HttpDraft;
@@ -95,6 +96,10 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
     let admin = admin(&raw.admin, findings);
     let timeouts = timeouts(&raw.timeouts, findings);
     let mut http = http::http(&raw.http, findings);
+    let cluster = match &raw.cluster {
+        Some(table) => Some(cluster::cluster(table.get_ref(), table.span(), findings)),
+        None => None,
+    };
     let mut frontends = Vec::new();
     let mut answered = Vec::new();
     for table in &raw.frontend {
@@ -138,6 +143,8 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         admin,
         timeouts,
         http,
+        // One that is wrong has been noted.
+        cluster: cluster.flatten(),
         frontends: frontends
             .into_iter()
             .map(FrontendDraft::finish)

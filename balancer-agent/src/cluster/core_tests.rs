@@ -1,0 +1,628 @@
+//! Several cores in memory, on one clock, over a network that delays, loses, repeats and
+//! parts. All messages go through codec and seal.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::Rng as _;
+
+use super::*;
+use crate::cluster::keys::Keys;
+use crate::cluster::message::NAME_MAX;
+use crate::cluster::seal::{Opener, Rejected, Sealer};
+use crate::model::cluster::Secret;
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn timing() -> Timing {
+    Timing {
+        probe_interval: 500 * MS,
+        probe_timeout: 200 * MS,
+        suspect_timeout: 2 * SECOND,
+    }
+}
+
+/// The longest that a death may go unnoticed by anyone: everybody is probed in turn (twice
+/// the others, as the order is shuffled anew), fails for an interval, and is suspected.
+fn detection(nodes: u32) -> Duration {
+    let timing = timing();
+    timing.probe_interval * (2 * nodes + 3) + timing.suspect_timeout + SECOND
+}
+
+struct Host {
+    core: Core,
+    sealer: Sealer,
+    opener: Opener,
+    life: Life,
+    asleep: bool,
+    rejected: Vec<Rejected>,
+    outputs: Vec<&'static str>,
+}
+
+struct Net {
+    rng: StdRng,
+    now: Duration,
+    hosts: BTreeMap<usize, Host>,
+    wire: BTreeMap<(Duration, u64), (usize, Vec<u8>)>,
+    sent: u64,
+    /// Hosts that don't hear the second from the first.
+    cut: BTreeSet<(usize, usize)>,
+    loss: f64,
+    repeat: f64,
+    /// Everything that was ever sent.
+    recorded: Option<Vec<(usize, Vec<u8>)>>,
+    lives: BTreeMap<usize, u32>,
+}
+
+fn address(host: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, host as u8], 7946))
+}
+
+fn id(host: usize) -> NodeId {
+    NodeId::of(&format!("n{host}"))
+}
+
+impl Net {
+    fn new(seed: u64) -> Self {
+        println!("seed {seed}");
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            now: Duration::ZERO,
+            hosts: BTreeMap::new(),
+            wire: BTreeMap::new(),
+            sent: 0,
+            cut: BTreeSet::new(),
+            loss: 0.0,
+            repeat: 0.0,
+            recorded: None,
+            lives: BTreeMap::new(),
+        }
+    }
+
+    /// Hosts 1 to `count`, all with host 1 as their seed.
+    fn cluster(seed: u64, count: usize) -> Self {
+        let mut net = Self::new(seed);
+        (1..=count).for_each(|host| net.start(host, &[1], 1));
+        net
+    }
+
+    fn start(&mut self, host: usize, seeds: &[usize], secret: u8) {
+        let name = format!("n{host}");
+        self.start_as(host, &name, seeds, secret);
+    }
+
+    fn start_as(&mut self, host: usize, name: &str, seeds: &[usize], secret: u8) {
+        let count = self.lives.entry(host).or_default();
+        *count += 1;
+        let keys = Keys::new(&Secret::new(&[secret; 32]));
+        let life = Life(self.rng.random());
+        let settings = Settings {
+            seeds: seeds.iter().map(|seed| address(*seed)).collect(),
+            multicast: false,
+            timing: timing(),
+        };
+        let incarnation = Incarnation::new(*count, self.rng.random());
+        let seed = self.rng.random();
+        let at = address(host);
+        let core = Core::new(name, at, incarnation, settings, seed, self.now);
+        let host_state = Host {
+            core,
+            sealer: Sealer::new(&keys, life).unwrap(),
+            opener: Opener::new(keys, life),
+            life,
+            asleep: false,
+            rejected: Vec::new(),
+            outputs: Vec::new(),
+        };
+        self.hosts.insert(host, host_state);
+    }
+
+    fn kill(&mut self, host: usize) {
+        self.hosts.remove(&host).unwrap();
+    }
+
+    fn part(&mut self, one: &[usize], other: &[usize]) {
+        for a in one {
+            for b in other {
+                self.cut.insert((*a, *b));
+                self.cut.insert((*b, *a));
+            }
+        }
+    }
+
+    fn input(&mut self, host: usize, input: Input) {
+        let now = self.now;
+        self.hosts.get_mut(&host).unwrap().core.handle(input, now);
+        self.flush(host);
+    }
+
+    fn flush(&mut self, host: usize) {
+        let state = self.hosts.get_mut(&host).unwrap();
+        while let Some(output) = state.core.poll_output() {
+            match output {
+                Output::Send { to, echo, message } => {
+                    let bytes = state.sealer.seal(echo, &message.encode().unwrap()).unwrap();
+                    let SocketAddr::V4(to) = to else { continue };
+                    let to = usize::from(to.ip().octets()[3]);
+                    if let Some(recorded) = &mut self.recorded {
+                        recorded.push((to, bytes.clone()));
+                    }
+                    if self.cut.contains(&(host, to)) || self.rng.random_bool(self.loss) {
+                        continue;
+                    }
+                    let copies = 1 + u32::from(self.rng.random_bool(self.repeat));
+                    for _ in 0..copies {
+                        let delay = MS * self.rng.random_range(1..20);
+                        self.sent += 1;
+                        let key = (self.now + delay, self.sent);
+                        self.wire.insert(key, (to, bytes.clone()));
+                    }
+                }
+                Output::Multicast(_) => state.outputs.push("multicast"),
+                Output::Renewed(incarnation) => {
+                    self.lives.insert(host, incarnation.count());
+                    state.outputs.push("renewed");
+                }
+                Output::Changed => state.outputs.push("changed"),
+                Output::Conflict(_) => state.outputs.push("conflict"),
+                Output::Full => state.outputs.push("full"),
+            }
+        }
+    }
+
+    fn deliver(&mut self, to: usize, mut bytes: Vec<u8>) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(&to) else {
+            return;
+        };
+        match host.opener.open(&mut bytes) {
+            Ok(opened) => {
+                let message = Message::decode(opened.message).unwrap();
+                let input = match opened.life == host.life {
+                    true => Input::Own(message),
+                    false => Input::Message {
+                        life: opened.life,
+                        fresh: opened.fresh,
+                        message,
+                    },
+                };
+                host.core.handle(input, now);
+            }
+            Err(rejected) => host.rejected.push(rejected),
+        }
+        self.flush(to);
+    }
+
+    /// Goes on by one event; at most to `until`.
+    fn step(&mut self, until: Duration) -> bool {
+        let wire = self.wire.keys().next().map(|(at, _)| *at);
+        let awake = self.hosts.iter().filter(|(_, host)| !host.asleep);
+        let timer = awake
+            .filter_map(|(id, host)| Some((host.core.poll_timeout()?, *id)))
+            .min();
+        let next = wire.into_iter().chain(timer.map(|(at, _)| at)).min();
+        let Some(next) = next.filter(|at| *at <= until) else {
+            self.now = until;
+            return false;
+        };
+        self.now = self.now.max(next);
+        if wire == Some(next) {
+            let (_, (to, bytes)) = self.wire.pop_first().unwrap();
+            match self.hosts.get(&to) {
+                // As a socket's buffer does, for a process that is stopped.
+                Some(host) if host.asleep => {
+                    self.sent += 1;
+                    let later = (self.now + 100 * MS, self.sent);
+                    self.wire.insert(later, (to, bytes));
+                }
+                _ => self.deliver(to, bytes),
+            }
+        } else if let Some((_, host)) = timer {
+            self.input(host, Input::Timeout);
+        }
+        true
+    }
+
+    fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.step(until) {}
+    }
+
+    /// Runs until the condition holds, and says after what time it did.
+    #[track_caller]
+    fn wait(&mut self, what: &str, most: Duration, holds: impl Fn(&Self) -> bool) -> Duration {
+        let start = self.now;
+        while !holds(self) {
+            assert!(
+                self.now - start < most,
+                "{most:?} in vain for {what}:\n{}",
+                self.show()
+            );
+            let until = self.now + 10 * MS;
+            while self.step(until) {}
+        }
+        self.now - start
+    }
+
+    fn state(&self, of: usize, at: usize) -> Option<State> {
+        let nodes = self.hosts[&at].core.nodes();
+        nodes
+            .iter()
+            .find(|node| node.id == id(of))
+            .map(|node| node.state)
+    }
+
+    /// All hosts of a group see each other alive, in their present lives.
+    fn together(&self, group: &[usize]) -> bool {
+        group.iter().all(|at| {
+            let nodes = self.hosts[at].core.nodes();
+            group.iter().all(|of| {
+                let own = self.hosts[of].core.own();
+                nodes.iter().any(|node| {
+                    node.id == id(*of)
+                        && node.state == State::Alive
+                        && node.incarnation == own.incarnation
+                })
+            })
+        })
+    }
+
+    fn all_see(&self, group: &[usize], of: usize, state: State) -> bool {
+        group.iter().all(|at| self.state(of, *at) == Some(state))
+    }
+
+    fn show(&self) -> String {
+        let hosts = self.hosts.iter();
+        hosts
+            .map(|(id, host)| {
+                let nodes: Vec<String> = host
+                    .core
+                    .nodes()
+                    .iter()
+                    .map(|n| format!("{} {} {}", n.name, n.incarnation, n.state))
+                    .collect();
+                format!("{id}: {}\n", nodes.join(", "))
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn nodes_find_each_other_from_one_seed() {
+    let mut net = Net::cluster(1, 5);
+    let took = net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3, 4, 5]));
+    println!("together after {took:?}");
+    // Nobody is suspected without a reason, and nobody is called any more.
+    for host in net.hosts.values_mut() {
+        host.outputs.clear();
+    }
+    net.run(60 * SECOND);
+    assert!(net.together(&[1, 2, 3, 4, 5]));
+    for host in net.hosts.values() {
+        assert!(host.outputs.is_empty(), "{:?}", host.outputs);
+    }
+    for (_, member) in net.hosts[&1].core.members() {
+        let took = member.round_trip.unwrap();
+        assert!((2 * MS..=40 * MS).contains(&took), "{took:?}");
+    }
+}
+
+#[test]
+fn the_order_of_starts_does_not_matter() {
+    // The seed comes last, and is its own seed.
+    let mut net = Net::new(2);
+    (2..=5).for_each(|host| net.start(host, &[1], 1));
+    net.run(10 * SECOND);
+    assert!((2..=5).all(|host| net.hosts[&host].core.members().count() == 0));
+    net.start(1, &[1], 1);
+    net.wait("all together", 10 * SECOND, |n| {
+        n.together(&[1, 2, 3, 4, 5])
+    });
+}
+
+#[test]
+fn a_crash_is_noticed_by_all_in_time() {
+    for seed in 0..20 {
+        let mut net = Net::cluster(seed, 5);
+        net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3, 4, 5]));
+        net.run(MS * (seed as u32 * 137));
+        net.kill(3);
+        let others = [1, 2, 4, 5];
+        net.wait("suspicion", detection(5), |n| {
+            n.state(3, 1) == Some(State::Suspect)
+        });
+        let took = net.wait("down", detection(5), |n| n.all_see(&others, 3, State::Down));
+        println!("down at all {took:?} later");
+        assert!(net.together(&others), "{}", net.show());
+        // It comes back as another.
+        let former = net.hosts[&1].core.members().find(|(i, _)| *i == id(3));
+        let former = former.unwrap().1.record.incarnation;
+        net.start(3, &[1], 1);
+        net.wait("the return", 5 * SECOND, |n| n.together(&[1, 2, 3, 4, 5]));
+        assert!(net.hosts[&3].core.own().incarnation > former);
+        assert!(!net.hosts[&3].outputs.contains(&"renewed"));
+    }
+}
+
+#[test]
+fn a_quick_restart_is_a_new_life_without_being_down() {
+    let mut net = Net::cluster(3, 3);
+    net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3]));
+    net.kill(1);
+    net.start(1, &[], 1);
+    // It has no seeds: the others probe it, and it learns of them.
+    net.wait("all together", 10 * SECOND, |n| n.together(&[1, 2, 3]));
+    assert_eq!(net.hosts[&1].core.own().incarnation.count(), 2);
+}
+
+#[test]
+fn a_lost_disk_does_not_bring_back_a_former_life() {
+    let mut net = Net::cluster(4, 3);
+    net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3]));
+    for _ in 0..3 {
+        net.kill(3);
+        net.start(3, &[1], 1);
+        net.wait("all together", 10 * SECOND, |n| n.together(&[1, 2, 3]));
+    }
+    let former = net.hosts[&3].core.own().incarnation;
+    assert_eq!(former.count(), 4);
+    net.kill(3);
+    net.lives.clear();
+    net.start(3, &[1], 1);
+    assert_eq!(net.hosts[&3].core.own().incarnation.count(), 1);
+    net.wait("all together", 10 * SECOND, |n| n.together(&[1, 2, 3]));
+    assert!(net.hosts[&3].core.own().incarnation > former);
+}
+
+#[test]
+fn a_partition_heals_and_the_lost_begin_new_lives() {
+    for seed in 0..10 {
+        let mut net = Net::cluster(seed, 5);
+        let all = [1, 2, 3, 4, 5];
+        net.wait("all together", 5 * SECOND, |n| n.together(&all));
+        let before: Vec<_> = all.map(|h| net.hosts[&h].core.own().incarnation).into();
+        net.part(&[1, 2], &[3, 4, 5]);
+        net.wait("two sides", detection(5), |n| {
+            (3..=5).all(|of| n.all_see(&[1, 2], of, State::Down))
+                && (1..=2).all(|of| n.all_see(&[3, 4, 5], of, State::Down))
+        });
+        assert!(net.together(&[1, 2]) && net.together(&[3, 4, 5]));
+        net.cut.clear();
+        let took = net.wait("one side", 20 * SECOND, |n| n.together(&all));
+        println!("healed after {took:?}");
+        for (host, before) in all.iter().zip(before) {
+            assert!(net.hosts[host].core.own().incarnation > before);
+        }
+        // And then there is peace.
+        net.run(10 * SECOND);
+        for host in net.hosts.values_mut() {
+            host.outputs.clear();
+        }
+        net.run(60 * SECOND);
+        for host in net.hosts.values() {
+            assert!(host.outputs.is_empty(), "{:?}", host.outputs);
+        }
+    }
+}
+
+#[test]
+fn a_broken_path_between_two_is_no_death() {
+    let mut net = Net::cluster(5, 5);
+    let all = [1, 2, 3, 4, 5];
+    net.wait("all together", 5 * SECOND, |n| n.together(&all));
+    net.part(&[2], &[4]);
+    for _ in 0..600 {
+        net.run(100 * MS);
+        assert_ne!(net.state(4, 2), Some(State::Down));
+        assert_ne!(net.state(2, 4), Some(State::Down));
+    }
+}
+
+#[test]
+fn loss_and_repetition_kill_nobody() {
+    let mut net = Net::cluster(6, 5);
+    let all = [1, 2, 3, 4, 5];
+    (net.loss, net.repeat) = (0.1, 0.2);
+    net.wait("all together", 10 * SECOND, |n| n.together(&all));
+    for _ in 0..1200 {
+        net.run(100 * MS);
+        for host in all {
+            assert!(!net.all_see(&all, host, State::Down));
+        }
+    }
+    assert!(net.hosts.values().all(|h| !h.outputs.contains(&"renewed")));
+    let repeated = |h: &Host| h.rejected.contains(&Rejected::Repeated);
+    assert!(net.hosts.values().all(repeated));
+}
+
+#[test]
+fn who_slept_blames_nobody() {
+    let mut net = Net::cluster(7, 4);
+    let all = [1, 2, 3, 4];
+    net.wait("all together", 5 * SECOND, |n| n.together(&all));
+    net.hosts.get_mut(&2).unwrap().asleep = true;
+    let others = [1, 3, 4];
+    net.wait("down", detection(4), |n| n.all_see(&others, 2, State::Down));
+    net.run(30 * SECOND);
+    net.hosts.get_mut(&2).unwrap().asleep = false;
+    // The sleeper suspects nobody to death, and comes back as a new life.
+    let before = net.hosts[&2].core.own().incarnation;
+    let deadline = net.now + 20 * SECOND;
+    while !(net.together(&all) && net.hosts[&2].core.own().incarnation > before) {
+        assert!(net.now < deadline, "{}", net.show());
+        let until = net.now + 10 * MS;
+        while net.step(until) {}
+        for of in others {
+            assert!(net.state(of, 2) != Some(State::Down), "{}", net.show());
+        }
+    }
+}
+
+#[test]
+fn another_secret_learns_and_changes_nothing() {
+    let mut net = Net::cluster(8, 3);
+    net.start(9, &[1, 2, 3], 2);
+    net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3]));
+    net.run(30 * SECOND);
+    assert_eq!(net.hosts[&9].core.members().count(), 0);
+    for host in 1..=3 {
+        let host = &net.hosts[&host];
+        assert_eq!(host.core.members().count(), 2);
+        assert!(host.rejected.contains(&Rejected::Secret));
+        assert!(host.rejected.iter().all(|r| *r == Rejected::Secret));
+    }
+}
+
+#[test]
+fn what_was_recorded_is_of_no_use() {
+    let mut net = Net::new(9);
+    net.recorded = Some(Vec::new());
+    (1..=3).for_each(|host| net.start(host, &[1], 1));
+    net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3]));
+    net.kill(3);
+    net.wait("down", detection(3), |n| n.all_see(&[1, 2], 3, State::Down));
+    // A new process at the same address knows nobody, and is told of the past only.
+    net.kill(1);
+    net.kill(2);
+    net.wire.clear();
+    net.start(1, &[], 1);
+    net.run(SECOND);
+    let recorded = net.recorded.take().unwrap();
+    assert!(recorded.len() > 50);
+    for _ in 0..3 {
+        for (_, bytes) in &recorded {
+            net.deliver(1, bytes.clone());
+            net.run(MS);
+        }
+    }
+    let host = &net.hosts[&1];
+    assert_eq!(host.core.members().count(), 0);
+    assert!(!host.outputs.contains(&"renewed"), "{:?}", host.outputs);
+}
+
+#[test]
+fn a_goodbye_is_heard_at_once() {
+    let mut net = Net::cluster(10, 4);
+    net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3, 4]));
+    net.input(2, Input::Leave);
+    assert_eq!(net.hosts[&2].core.poll_timeout(), None);
+    net.wait("the goodbye", 100 * MS, |n| {
+        n.all_see(&[1, 3, 4], 2, State::Left)
+    });
+    net.kill(2);
+    net.start(2, &[1], 1);
+    net.wait("the return", 5 * SECOND, |n| n.together(&[1, 2, 3, 4]));
+}
+
+#[test]
+fn syncing_is_told() {
+    let mut net = Net::cluster(11, 3);
+    net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3]));
+    net.input(3, Input::Syncing(true));
+    net.wait("syncing", SECOND, |n| {
+        n.all_see(&[1, 2, 3], 3, State::Syncing)
+    });
+    net.input(3, Input::Syncing(false));
+    net.wait("alive", SECOND, |n| n.together(&[1, 2, 3]));
+}
+
+#[test]
+fn a_lost_link_speeds_things_up() {
+    let mut net = Net::cluster(12, 5);
+    net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3, 4, 5]));
+    net.kill(5);
+    for host in 1..=4 {
+        net.input(host, Input::LinkLost(id(5)));
+    }
+    let timing = timing();
+    let most = timing.probe_interval + timing.suspect_timeout + 100 * MS;
+    net.wait("down", most, |n| n.all_see(&[1, 2, 3, 4], 5, State::Down));
+    // A link that breaks for another reason harms nobody.
+    net.input(1, Input::LinkLost(id(2)));
+    net.run(5 * SECOND);
+    assert!(net.together(&[1, 2, 3, 4]));
+}
+
+#[test]
+fn two_nodes_of_one_name_are_told_and_slow_down() {
+    let mut net = Net::cluster(13, 3);
+    net.wait("all together", 5 * SECOND, |n| n.together(&[1, 2, 3]));
+    net.start_as(4, "n3", &[1], 1);
+    net.run(120 * SECOND);
+    let conflicts = |h: usize| {
+        let outputs = &net.hosts[&h].outputs;
+        outputs.iter().filter(|o| **o == "conflict").count()
+    };
+    assert!(conflicts(3) + conflicts(4) > 0);
+    let renewals = |h: usize| {
+        let outputs = &net.hosts[&h].outputs;
+        outputs.iter().filter(|o| **o == "renewed").count()
+    };
+    assert!(
+        renewals(3) + renewals(4) < 30,
+        "{} {}",
+        renewals(3),
+        renewals(4)
+    );
+}
+
+#[test]
+fn the_longest_names_fit() {
+    let mut net = Net::new(14);
+    for host in 1..=20 {
+        let name = format!("{host:0>width$}", width = NAME_MAX);
+        net.start_as(host, &name, &[1], 1);
+    }
+    net.wait("all together", 30 * SECOND, |n| {
+        n.hosts.values().all(|h| {
+            let live = h.core.members().filter(|(_, m)| m.live());
+            live.count() == 19
+        })
+    });
+}
+
+#[test]
+fn a_run_can_be_repeated() {
+    let run = || {
+        let mut net = Net::cluster(15, 5);
+        (net.loss, net.repeat) = (0.05, 0.05);
+        net.run(5 * SECOND);
+        net.kill(2);
+        net.run(20 * SECOND);
+        (net.sent, net.show())
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn tables_agree_after_chaos() {
+    for seed in 0..10 {
+        let mut net = Net::cluster(seed, 5);
+        let mut up: BTreeSet<usize> = (1..=5).collect();
+        (net.loss, net.repeat) = (0.1, 0.1);
+        for _ in 0..40 {
+            let host = net.rng.random_range(1..=5);
+            match net.rng.random_range(0..4) {
+                0 if up.len() > 2 && up.remove(&host) => net.kill(host),
+                1 if up.insert(host) => net.start(host, &[1, 2], 1),
+                2 => {
+                    let other = net.rng.random_range(1..=5);
+                    net.part(&[host], &[other]);
+                }
+                _ => net.cut.clear(),
+            }
+            let time = MS * net.rng.random_range(0..4_000);
+            net.run(time);
+        }
+        net.cut.clear();
+        (net.loss, net.repeat) = (0.0, 0.0);
+        let up: Vec<usize> = up.into_iter().collect();
+        net.wait("agreement", 120 * SECOND, |n| {
+            n.together(&up)
+                && (1..=5).filter(|of| !up.contains(of)).all(|of| {
+                    up.iter()
+                        .all(|at| !matches!(n.state(of, *at), Some(State::Alive)))
+                })
+        });
+    }
+}
