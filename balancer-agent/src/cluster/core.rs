@@ -284,13 +284,18 @@ impl Core {
             }
             return;
         }
+        let known = self.members.get(from);
+        if known.is_some_and(|m| m.record.incarnation > message.from.incarnation) {
+            // It does not know how far it was: its disk is lost. What it says would be
+            // taken for its former self's.
+            let to = message.from.address;
+            return self.send(to, Some(life), Kind::Gossip, Some(from));
+        }
         self.hear(&message.from);
         for record in &message.records {
             self.hear(record);
         }
-        if let Some(member) = self.members.get_mut(from)
-            && message.from.incarnation >= member.record.incarnation
-        {
+        if let Some(member) = self.members.get_mut(from) {
             member.life = Some(life);
         }
         let to = message.from.address;

@@ -372,6 +372,22 @@ fn a_lost_disk_does_not_bring_back_a_former_life() {
     assert_eq!(net.hosts[&3].core.own().incarnation.count(), 1);
     net.wait("all together", 10 * SECOND, |n| n.together(&[1, 2, 3]));
     assert!(net.hosts[&3].core.own().incarnation > former);
+    // Also when it knows nobody, and the others have given it up.
+    let former = net.hosts[&3].core.own().incarnation;
+    net.kill(3);
+    net.lives.clear();
+    net.wait("down", detection(3), |n| n.all_see(&[1, 2], 3, State::Down));
+    net.start(3, &[], 1);
+    net.wait("all together", 10 * SECOND, |n| n.together(&[1, 2, 3]));
+    assert!(net.hosts[&3].core.own().incarnation > former);
+    assert_eq!(
+        net.hosts[&3]
+            .outputs
+            .iter()
+            .filter(|o| **o == "renewed")
+            .count(),
+        1
+    );
 }
 
 #[test]

@@ -263,10 +263,7 @@ impl Peer {
                 // many ask, one question less is no loss.
                 let _ = context.lost.try_send(node);
             }
-            match was_up {
-                true => tracing::info!(node = %name, %error, "link down"),
-                false => tracing::debug!(node = %name, %error, "no link"),
-            }
+            tracing::debug!(node = %name, %error, was_up, "no link");
             stats.set_error(&error);
         }
     }

@@ -229,6 +229,13 @@ impl Cluster {
         self.0.id
     }
 
+    /// A node's name; its id when it is not known.
+    pub fn name_of(&self, node: NodeId) -> String {
+        let nodes = self.0.nodes.borrow();
+        let known = nodes.iter().find(|known| known.id == node);
+        known.map_or_else(|| node.to_string(), |known| known.name.to_string())
+    }
+
     /// All nodes that are known, this one too, sorted by id; and whenever that changes.
     pub fn members(&self) -> watch::Receiver<Arc<Vec<Node>>> {
         self.0.nodes.clone()

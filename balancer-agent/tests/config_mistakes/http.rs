@@ -459,7 +459,7 @@ impl Folder {
 }
 
 /// Line and column of the mark, and the text without it.
-fn marked(text: &str) -> (usize, usize, String) {
+pub(super) fn marked(text: &str) -> (usize, usize, String) {
     let (before, after) = text.split_once('^').expect(text);
     assert!(!after.contains('^'), "{text}");
     let line = before.matches('\n').count() + 1;
