@@ -14,32 +14,35 @@
 //! process that slept (it was stopped, or its host was) gives everybody the time back,
 //! instead of finding them all dead.
 
+mod call;
+mod own;
+#[cfg(test)]
+mod tests;
+mod view;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
-use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use rand::{RngCore as _, SeedableRng as _};
 
 use super::id::{Incarnation, NodeId};
 use super::members::{Heard, Member, Members};
 use super::message::{Kind, MESSAGE_MAX, Message, Record, Standing, base_size};
 use super::seal::Life;
 use crate::model::cluster::Timing;
+use own::RENEW_PAUSE;
+
+pub use view::{Node, State};
 
 /// Nodes that are asked to probe for this one.
 const RELAYS: usize = 3;
 /// Requests of others that are being served.
 const RELAYED_MAX: usize = 256;
-/// Down members that are called in one round.
-const CALLED: usize = 3;
 /// A process that wakes up later than this after its time slept.
 const SLEPT: Duration = Duration::from_millis(100);
-/// Least time between two new lives; doubles while they follow each other.
-const RENEW_PAUSE: Duration = Duration::from_secs(1);
-const RENEW_PAUSE_MAX: Duration = Duration::from_secs(64);
 
 /// What the core is told when it is made, and when it is configured anew.
 #[derive(Clone, Debug)]
@@ -342,55 +345,6 @@ impl Core {
         self.outputs.push_back(Output::Changed);
     }
 
-    /// Somebody tells something of this node, and may be wrong.
-    fn hear_of_self(&mut self, record: &Record) {
-        let own = &mut self.own;
-        if record.incarnation < own.incarnation {
-            return;
-        }
-        let ended = record.standing >= Standing::Down;
-        if record.incarnation == own.incarnation && !ended {
-            if record.standing == Standing::Suspect && record.version >= own.version {
-                own.version = record.version.saturating_add(1);
-                self.gossip();
-            }
-            return;
-        }
-        if record.incarnation > own.incarnation && !ended && record.address != own.address {
-            self.outputs.push_back(Output::Conflict(record.address));
-        }
-        let count = record.incarnation.count();
-        self.renew_beyond = self.renew_beyond.max(Some(count));
-        self.renew();
-    }
-
-    /// Begins a new life, or waits for the time to do so.
-    fn renew(&mut self) {
-        let Some(beyond) = self.renew_beyond else {
-            return;
-        };
-        if let Some(renewed) = self.renewed {
-            let ago = self.now.saturating_sub(renewed);
-            if ago < self.renew_pause {
-                return;
-            }
-            // Two nodes of one name outbid each other for ever: ever more slowly.
-            self.renew_pause = match ago < 4 * self.renew_pause {
-                true => (self.renew_pause * 2).min(RENEW_PAUSE_MAX),
-                false => RENEW_PAUSE,
-            };
-        }
-        self.renew_beyond = None;
-        self.renewed = Some(self.now);
-        let count = beyond.max(self.own.incarnation.count()).saturating_add(1);
-        self.own.incarnation = Incarnation::new(count, self.rng.random());
-        self.own.version = 0;
-        self.outputs
-            .push_back(Output::Renewed(self.own.incarnation));
-        self.gossip();
-        self.outputs.push_back(Output::Changed);
-    }
-
     fn timeout(&mut self) {
         let now = self.now;
         // Whoever slept can't tell whether others did: nobody is blamed for that time.
@@ -577,59 +531,6 @@ impl Core {
         self.send_to(target, ping, Some(target));
     }
 
-    /// Calls who should be there and is not.
-    fn call(&mut self) {
-        let interval = self.settings.timing.probe_interval;
-        let alone = !self.members.iter().any(|(_, m)| m.live());
-        let mut down: Vec<NodeId> = self
-            .members
-            .iter()
-            .filter(|(_, m)| m.record.standing == Standing::Down)
-            .map(|(id, _)| id)
-            .collect();
-        let period = match alone || !down.is_empty() {
-            true => 2 * interval,
-            false => 8 * interval,
-        };
-        // Nodes that were started together should not call together for ever.
-        self.next_call = self.now + period.mul_f64(self.rng.random_range(1.0..1.25));
-        let live: Vec<SocketAddr> = self
-            .members
-            .iter()
-            .filter(|(_, m)| m.live())
-            .map(|(_, m)| m.record.address)
-            .collect();
-        self.seed_calls.clear();
-        for seed in self.settings.seeds.clone() {
-            if seed == self.own.address || self.own_seeds.contains(&seed) || live.contains(&seed) {
-                continue;
-            }
-            let seq = self.rng.next_u64();
-            self.seed_calls.push((seq, seed));
-            self.send(seed, None, Kind::Ping { seq, to: None }, None);
-        }
-        down.shuffle(&mut self.rng);
-        for id in down.into_iter().take(CALLED) {
-            let seq = self.rng.next_u64();
-            self.send_to(id, Kind::Ping { seq, to: Some(id) }, Some(id));
-        }
-        if self.settings.multicast {
-            let message = self.compose(Kind::Announce, None);
-            self.outputs.push_back(Output::Multicast(message));
-        }
-    }
-
-    /// A datagram of this process came back to it: a call to a seed that is this node.
-    fn heard_own(&mut self, message: &Message) {
-        let Kind::Ping { seq, .. } = message.kind else {
-            return;
-        };
-        if let Some((_, seed)) = self.seed_calls.iter().find(|(call, _)| *call == seq) {
-            self.own_seeds.push(*seed);
-            self.seed_calls.retain(|(call, _)| *call != seq);
-        }
-    }
-
     /// Tells everybody at once. Clusters are small, and this is rare.
     fn gossip(&mut self) {
         let live = self.members.iter().filter(|(_, m)| m.live());
@@ -660,82 +561,3 @@ impl Core {
         }
     }
 }
-
-/// A node, as others see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// It answers.
-    Alive,
-    /// It answers, and has not caught up with the others' sessions.
-    Syncing,
-    /// It did not answer, and may object.
-    Suspect,
-    /// It is gone.
-    Down,
-    /// It said goodbye.
-    Left,
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Alive => "alive",
-            Self::Syncing => "syncing",
-            Self::Suspect => "suspect",
-            Self::Down => "down",
-            Self::Left => "left",
-        })
-    }
-}
-
-/// One node, for those who use the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
-    /// It.
-    pub id: NodeId,
-    /// Its name.
-    pub name: Arc<str>,
-    /// Which of its lives.
-    pub incarnation: Incarnation,
-    /// How it stands.
-    pub state: State,
-    /// Where it is reached.
-    pub address: SocketAddr,
-    /// Whether it is this node.
-    pub own: bool,
-    /// Since when it stands so, on the core's clock.
-    pub since: Duration,
-}
-
-impl Core {
-    /// All nodes with this one, by id.
-    pub fn nodes(&self) -> Vec<Node> {
-        let node = |record: &Record, own| Node {
-            id: record.id(),
-            name: record.name.as_str().into(),
-            incarnation: record.incarnation,
-            state: match record.standing {
-                Standing::Alive if record.syncing => State::Syncing,
-                Standing::Alive => State::Alive,
-                Standing::Suspect => State::Suspect,
-                Standing::Down => State::Down,
-                Standing::Left => State::Left,
-            },
-            address: record.address,
-            own,
-            since: self.renewed.filter(|_| own).unwrap_or_default(),
-        };
-        let members = self.members.iter().map(|(_, member)| Node {
-            since: member.since,
-            ..node(&member.record, false)
-        });
-        let mut all: Vec<Node> = members.chain([node(&self.own, true)]).collect();
-        all.sort_by_key(|node| node.id);
-        all
-    }
-}
-
-#[cfg(test)]
-#[path = "core_tests.rs"]
-mod tests;

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
 use super::core::{Core, Input, Node, Output, Settings, State};
+use super::door::Door;
 use super::id::{Incarnation, NodeId};
 use super::keys::Keys;
 use super::life::Lives;
@@ -26,8 +27,10 @@ use super::tls::{self, Identity};
 use super::{Cluster, ClusterError, Command, EVENTS, Events, Shared};
 use crate::model::cluster as config;
 
-/// Connections in their handshake.
+/// Connections in their handshake, from where members are and from elsewhere: strangers
+/// who hold theirs up must not keep members out.
 const HANDSHAKES: usize = 64;
+const HANDSHAKES_ELSEWHERE: usize = 16;
 /// Datagrams that are taken in one go, so that nothing else starves.
 const BURST: usize = 64;
 /// Pause after the system could not accept a connection; it ends with the next probe.
@@ -55,6 +58,7 @@ pub struct Driver {
     peers: BTreeMap<NodeId, Slot>,
     tasks: JoinSet<()>,
     handshakes: Arc<Semaphore>,
+    handshakes_elsewhere: Arc<Semaphore>,
     proven: mpsc::Sender<Proven>,
     proven_in: mpsc::Receiver<Proven>,
     lost_in: mpsc::Receiver<NodeId>,
@@ -69,6 +73,7 @@ pub struct Driver {
 struct Slot {
     target: watch::Sender<Option<Target>>,
     accepted: mpsc::Sender<Accepted>,
+    stats: Arc<Stats>,
 }
 
 /// Somebody with the secret has connected.
@@ -122,6 +127,7 @@ pub(super) fn bind(
         own,
         started,
         identity: identities,
+        door: Arc::new(Door::new(&keys)?),
         links,
         arrivals,
         lost,
@@ -150,6 +156,7 @@ pub(super) fn bind(
         peers: BTreeMap::new(),
         tasks: JoinSet::new(),
         handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+        handshakes_elsewhere: Arc::new(Semaphore::new(HANDSHAKES_ELSEWHERE)),
         proven,
         proven_in,
         lost_in,
@@ -204,7 +211,7 @@ impl Driver {
                 () = readable(self.sockets.multicast.as_ref()) => self.receive(true),
                 () = sleep_until(due) => self.timeout(),
                 accepted = self.sockets.tcp.accept(), if Instant::now() >= self.accept_from => match accepted {
-                    Ok((stream, _)) => self.handshake(stream),
+                    Ok((stream, from)) => self.handshake(stream, from),
                     Err(error) => {
                         // Most likely no descriptors: trying at once would not help.
                         tracing::debug!(%error, "a connection can't be accepted");
@@ -359,7 +366,7 @@ impl Driver {
 
     fn conflict(&mut self, address: SocketAddr) {
         let conflict = self.counters.conflict.lock();
-        *conflict.unwrap_or_else(PoisonError::into_inner) = Some(address);
+        *conflict.unwrap_or_else(PoisonError::into_inner) = Some((address, Instant::now()));
         if due(&mut self.warned_conflict) {
             let name = &self.core.own().name;
             tracing::error!(
@@ -378,71 +385,103 @@ impl Driver {
             return;
         }
         log_changes(&before, &nodes);
-        let there = |node: &&Node| !node.own && !matches!(node.state, State::Down | State::Left);
         let links = Arc::clone(&self.context.links);
-        let mut stats = links.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = links.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        // The task of a node that is down waits for its return: so what it has to tell of
+        // an old link always comes before what it tells of the next.
         self.peers.retain(|id, slot| {
-            let stays = nodes.iter().filter(there).any(|node| node.id == *id);
-            if !stays {
+            let known = nodes.iter().any(|node| node.id == *id);
+            if !known {
                 slot.target.send_replace(None);
-                stats.remove(id);
+                shown.remove(id);
             }
-            stays
+            known
         });
-        for node in nodes.iter().filter(there) {
-            let target = Target {
+        for node in nodes.iter().filter(|node| !node.own) {
+            let there = !matches!(node.state, State::Down | State::Left);
+            let target = there.then_some(Target {
                 incarnation: node.incarnation,
                 address: node.address,
-            };
-            if let Some(slot) = self.peers.get(&node.id) {
-                slot.target.send_if_modified(|now| {
-                    let differs = *now != Some(target);
-                    *now = Some(target);
-                    differs
-                });
-                continue;
+            });
+            if !there {
+                shown.remove(&node.id);
             }
-            let (target, target_in) = watch::channel(Some(target));
-            let (accepted, accepted_in) = mpsc::channel(1);
-            let counts = Arc::new(Stats::default());
-            let now = self.started.elapsed().as_millis() as u64;
-            counts.since.store(now, Relaxed);
-            stats.insert(node.id, Arc::clone(&counts));
-            let peer = Peer {
-                context: self.context.clone(),
-                node: node.id,
-                name: Arc::clone(&node.name),
-                target: target_in,
-                accepted: accepted_in,
-                stats: counts,
+            if there && !self.peers.contains_key(&node.id) {
+                let slot = self.start_peer(node);
+                self.peers.insert(node.id, slot);
+            }
+            let Some(slot) = self.peers.get(&node.id) else {
+                continue;
             };
-            self.tasks.spawn(peer.run());
-            self.peers.insert(node.id, Slot { target, accepted });
+            if there {
+                shown
+                    .entry(node.id)
+                    .or_insert_with(|| Arc::clone(&slot.stats));
+            }
+            slot.target.send_if_modified(|now| {
+                let differs = *now != target;
+                *now = target;
+                differs
+            });
         }
-        drop(stats);
+        drop(shown);
         self.nodes.send_replace(nodes);
     }
 
+    fn start_peer(&mut self, node: &Node) -> Slot {
+        let (target, target_in) = watch::channel(None);
+        let (accepted, accepted_in) = mpsc::channel(1);
+        let stats = Arc::new(Stats::default());
+        let now = self.started.elapsed().as_millis() as u64;
+        stats.since.store(now, Relaxed);
+        let peer = Peer {
+            context: self.context.clone(),
+            node: node.id,
+            name: Arc::clone(&node.name),
+            target: target_in,
+            accepted: accepted_in,
+            stats: Arc::clone(&stats),
+        };
+        self.tasks.spawn(peer.run());
+        Slot {
+            target,
+            accepted,
+            stats,
+        }
+    }
+
     /// Somebody connects: finds out who it is.
-    fn handshake(&mut self, stream: TcpStream) {
+    fn handshake(&mut self, mut stream: TcpStream, from: SocketAddr) {
         Counters::add(&self.counters.connections);
-        let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() else {
+        let from = from.ip().to_canonical();
+        let of_member = self
+            .core
+            .members()
+            .any(|(_, m)| m.live() && m.record.address.ip() == from);
+        let room = match of_member {
+            true => &self.handshakes,
+            false => &self.handshakes_elsewhere,
+        };
+        let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
             return Counters::add(&self.counters.too_many);
         };
+        let door = Arc::clone(&self.context.door);
+        let own = self.own;
         let identity = Arc::clone(&self.identity.borrow());
         let counters = Arc::clone(&self.counters);
         let proven = self.proven.clone();
         self.tasks.spawn(async move {
             let _permit = permit;
-            let met = match stream.set_nodelay(true) {
-                Ok(()) => timeout(HANDSHAKE, identity.acceptor.accept(stream)).await,
-                Err(error) => Ok(Err(error)),
+            let meeting = async {
+                stream.set_nodelay(true)?;
+                door.ask(&mut stream, own, identity.incarnation).await?;
+                identity.acceptor.accept(stream).await
             };
-            let met = met.map_err(io::Error::from).flatten();
-            let stream = match met {
+            let met = timeout(HANDSHAKE, meeting).await;
+            let stream = match met.map_err(io::Error::from).flatten() {
                 Ok(stream) => stream,
                 Err(error) => {
-                    tracing::debug!(%error, "a handshake has failed");
+                    tracing::debug!(%from, %error, "a handshake has failed");
                     return Counters::add(&counters.handshakes_failed);
                 }
             };
@@ -476,7 +515,7 @@ impl Driver {
     async fn leave(mut self, done: oneshot::Sender<()>) {
         self.handle(Input::Leave);
         self.perform();
-        for slot in self.peers.values() {
+        for slot in std::mem::take(&mut self.peers).into_values() {
             slot.target.send_replace(None);
         }
         let tasks = &mut self.tasks;

@@ -28,6 +28,11 @@ impl Keys {
         self.derive(&[b"authority"])
     }
 
+    /// The key for proofs before a handshake.
+    pub(super) fn door(&self) -> Result<[u8; 32], ClusterError> {
+        self.derive(&[b"door"])
+    }
+
     fn derive(&self, info: &[&[u8]]) -> Result<[u8; 32], ClusterError> {
         struct Bytes32;
         impl KeyType for Bytes32 {
@@ -56,6 +61,7 @@ mod tests {
             a.datagrams(&[0; 16]).unwrap(),
             a.datagrams(&[1; 16]).unwrap(),
             a.authority().unwrap(),
+            a.door().unwrap(),
             b.datagrams(&[0; 16]).unwrap(),
             b.authority().unwrap(),
         ];

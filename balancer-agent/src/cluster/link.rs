@@ -6,8 +6,8 @@
 //! accepts sends one only after it has found the other among the members.
 //!
 //! ```text
-//! wait (for the other, or to try again) -> handshake -> first frame -> up -> down -+
-//!   ^------------------------------------------------------------------------------+
+//! wait (for the other, or to try again) -> door -> TLS -> first frame -> up -> down -+
+//!   ^--------------------------------------------------------------------------------+
 //! ```
 
 use std::collections::BTreeMap;
@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsStream;
 
+use super::door::Door;
 use super::frame::{self, Frame, FrameError};
 use super::id::{Incarnation, NodeId};
 use super::queue::Queue;
@@ -72,13 +73,17 @@ impl Links {
         Arc::new(Queue::new(bytes, self.queue_messages.load(Relaxed)))
     }
 
-    fn set_open(&self, node: NodeId, queue: Option<&Arc<Queue>>) {
+    fn set_open(&self, node: NodeId, queue: &Arc<Queue>, up: bool) {
         // Rare, and the map is small: senders read it without a lock.
         self.open.rcu(|open| {
             let mut open = BTreeMap::clone(open);
-            match queue {
-                Some(queue) => _ = open.insert(node, Arc::clone(queue)),
-                None => _ = open.remove(&node),
+            match up {
+                true => _ = open.insert(node, Arc::clone(queue)),
+                // Another link may have taken its place.
+                false if open.get(&node).is_some_and(|q| Arc::ptr_eq(q, queue)) => {
+                    open.remove(&node);
+                }
+                false => {}
             }
             open
         });
@@ -167,6 +172,7 @@ pub(super) struct Context {
     pub(super) own: NodeId,
     pub(super) started: Instant,
     pub(super) identity: watch::Receiver<Arc<Identity>>,
+    pub(super) door: Arc<Door>,
     pub(super) links: Arc<Links>,
     pub(super) arrivals: mpsc::Sender<Arrival>,
     /// Nodes whose link broke.
@@ -178,7 +184,7 @@ pub(super) struct Peer {
     pub(super) context: Context,
     pub(super) node: NodeId,
     pub(super) name: Arc<str>,
-    /// Nothing: the task ends.
+    /// Nothing: there should be no link now. The task ends with the sender.
     pub(super) target: watch::Receiver<Option<Target>>,
     pub(super) accepted: mpsc::Receiver<Accepted>,
     pub(super) stats: Arc<Stats>,
@@ -188,7 +194,7 @@ impl Peer {
     /// Keeps a link as long as there should be one.
     pub(super) async fn run(self) {
         let Self {
-            mut context,
+            context,
             node,
             name,
             mut target,
@@ -196,20 +202,35 @@ impl Peer {
             stats,
         } = self;
         let dials = context.own < node;
+        let mut identities = context.identity.clone();
         let mut pause = Pause::default();
         let mut next = None;
         loop {
             let Some(wanted) = *target.borrow_and_update() else {
-                return;
+                match target.changed().await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
             };
-            let identity = Arc::clone(&context.identity.borrow_and_update());
+            let identity = Arc::clone(&identities.borrow_and_update());
+            let finding = async {
+                match dials {
+                    true => {
+                        pause.wait().await;
+                        let dialing = dial(node, wanted, &identity, &context.door);
+                        let dialed = timeout(HANDSHAKE, dialing).await;
+                        dialed.unwrap_or(Err(LinkError::Time))
+                    }
+                    false => wait_for(wanted, &mut accepted, &mut next).await,
+                }
+            };
             let found = tokio::select! {
-                found = find(dials, node, wanted, &identity, &mut accepted, &mut next, &mut pause) => found,
+                found = finding => found,
                 changed = target.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
                 },
-                changed = context.identity.changed() => match changed {
+                changed = identities.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
                 },
@@ -239,7 +260,7 @@ impl Peer {
                     Ok(()) => LinkError::Membership,
                     Err(_) => LinkError::Ending,
                 },
-                changed = context.identity.changed() => match changed {
+                changed = identities.changed() => match changed {
                     Ok(()) => LinkError::Renewed,
                     Err(_) => LinkError::Ending,
                 },
@@ -289,21 +310,12 @@ impl Pause {
     }
 }
 
-/// A connection to that life of a node: made, or waited for.
-async fn find(
-    dials: bool,
-    node: NodeId,
+/// A connection of that life of a node.
+async fn wait_for(
     target: Target,
-    identity: &Identity,
     accepted: &mut mpsc::Receiver<Accepted>,
     next: &mut Option<Accepted>,
-    pause: &mut Pause,
 ) -> Result<TlsStream<TcpStream>, LinkError> {
-    if dials {
-        pause.wait().await;
-        let dialed = timeout(HANDSHAKE, dial(node, target, identity)).await;
-        return dialed.unwrap_or(Err(LinkError::Time));
-    }
     loop {
         let found = match next.take() {
             Some(next) => next,
@@ -315,16 +327,21 @@ async fn find(
     }
 }
 
+/// A connection to that life of a node.
 async fn dial(
     node: NodeId,
     target: Target,
     identity: &Identity,
+    door: &Door,
 ) -> Result<TlsStream<TcpStream>, LinkError> {
-    let stream = TcpStream::connect(target.address)
+    let mut stream = TcpStream::connect(target.address)
         .await
         .map_err(LinkError::Connect)?;
     // Small messages must not wait for acknowledgements.
     stream.set_nodelay(true).map_err(LinkError::Connect)?;
+    door.answer(&mut stream, node, target.incarnation)
+        .await
+        .map_err(LinkError::Handshake)?;
     let name = tls::server_name(node, target.incarnation)?;
     let stream = identity.connector.connect(name, stream).await;
     Ok(stream.map_err(LinkError::Handshake)?.into())
@@ -437,7 +454,7 @@ impl Link<'_> {
 
     async fn begin(&self) -> Result<(), LinkError> {
         // Before it is told, so that whoever hears of it can send.
-        self.links.set_open(self.node, Some(&self.queue));
+        self.links.set_open(self.node, &self.queue, true);
         self.stats.times_up.fetch_add(1, Relaxed);
         self.stats.since.store(self.microseconds() / 1000, Relaxed);
         self.stats.up.store(true, Relaxed);
@@ -454,7 +471,7 @@ impl Link<'_> {
         if !self.stats.up.swap(false, Relaxed) {
             return false;
         }
-        self.links.set_open(self.node, None);
+        self.links.set_open(self.node, &self.queue, false);
         self.stats.since.store(self.microseconds() / 1000, Relaxed);
         self.stats.round_trip.store(0, Relaxed);
         let event = Arrival::Event(Event::LinkDown {

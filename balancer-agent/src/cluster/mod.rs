@@ -4,16 +4,17 @@
 //!            UDP  <-->  seal  <-->  core (SWIM)  -->  members
 //! multicast  -->  ^                  ^    |
 //!                                    |    v
-//!            TCP  <-->  TLS  <-->  links (one task per peer)  <-->  send, events
+//!            TCP  <-->  door, TLS  <-->  links (one task per peer)  <-->  send, events
 //! ```
 //! - `id`, `life`: nodes and their lives; `keys`: what is derived from the secret;
 //! - `message`, `seal`: datagrams; `members`, `core`: membership, without input or output;
-//! - `tls`, `frame`, `queue`, `link`: connections;
+//! - `door`, `tls`, `frame`, `queue`, `link`: connections;
 //! - `socket`, `driver`: the sockets, and the loop that connects everything.
 //!
 //! Described for operators in `docs/cluster.md`.
 
 mod core;
+mod door;
 mod driver;
 mod frame;
 mod id;
@@ -150,7 +151,7 @@ impl Events {
     /// dropped half way.
     pub async fn recv(&mut self) -> Option<Event> {
         loop {
-            if let Some(event) = self.from_batch() {
+            if let Some(event) = self.next_of_batch() {
                 return Some(event);
             }
             match self.arrivals.recv().await? {
@@ -165,7 +166,7 @@ impl Events {
     /// The next event, when one is there.
     pub fn try_recv(&mut self) -> Option<Event> {
         loop {
-            if let Some(event) = self.from_batch() {
+            if let Some(event) = self.next_of_batch() {
                 return Some(event);
             }
             match self.arrivals.try_recv().ok()? {
@@ -177,7 +178,7 @@ impl Events {
         }
     }
 
-    fn from_batch(&mut self) -> Option<Event> {
+    fn next_of_batch(&mut self) -> Option<Event> {
         let (node, incarnation, batch) = self.batch.as_mut()?;
         let (node, incarnation) = (*node, *incarnation);
         let Some(content) = batch.next() else {

@@ -3,12 +3,16 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
 use super::core::{Node, State};
+
+/// How long a name that two nodes have is worth a word after it was noticed. While both
+/// are there, it is noticed again within two minutes.
+const CONFLICT: Duration = Duration::from_secs(300);
 
 /// Counts what comes and goes.
 #[derive(Default)]
@@ -28,8 +32,8 @@ pub(super) struct Counters {
     pub(super) queue_full: AtomicU64,
     pub(super) no_room: AtomicU64,
     pub(super) renewals: AtomicU64,
-    /// Another node that has this one's name.
-    pub(super) conflict: Mutex<Option<SocketAddr>>,
+    /// Another node that has this one's name, and when it was last noticed.
+    pub(super) conflict: Mutex<Option<(SocketAddr, Instant)>>,
     /// Of probes, by node; refreshed with every probe.
     pub(super) round_trips: Mutex<Vec<(super::NodeId, Duration)>>,
 }
@@ -154,7 +158,10 @@ pub(super) fn status(shared: &Shared) -> ClusterStatus {
     let conflict = counters.conflict.lock();
     ClusterStatus {
         name: shared.name.to_string(),
-        conflict: *conflict.unwrap_or_else(PoisonError::into_inner),
+        conflict: conflict
+            .unwrap_or_else(PoisonError::into_inner)
+            .filter(|(_, noticed)| noticed.elapsed() < CONFLICT)
+            .map(|(address, _)| address),
         nodes,
         counters: counters.shown(),
     }

@@ -300,6 +300,38 @@ async fn many_small_messages_keep_their_order_and_share_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_message_does_not_wait_for_others() {
+    const COUNT: usize = 2_000;
+    let mut a = Host::start("a", &[], 1);
+    let mut b = Host::start("b", &[a.at()], 1);
+    a.next_up().await;
+    b.next_up().await;
+    let (echo, to) = (b.cluster.clone(), a.id());
+    let echoing = tokio::spawn(async move {
+        for _ in 0..COUNT {
+            let Event::Message { content, .. } = b.next().await else {
+                panic!("not a message");
+            };
+            echo.send(to, &content).unwrap();
+        }
+    });
+    let mut took = Vec::new();
+    for _ in 0..COUNT {
+        let began = Instant::now();
+        a.cluster.send(NodeId::of("b"), &[1; 100]).unwrap();
+        assert!(matches!(a.next().await, Event::Message { .. }));
+        took.push(began.elapsed());
+    }
+    echoing.await.unwrap();
+    took.sort_unstable();
+    let at = |share: f64| took[(COUNT as f64 * share) as usize];
+    println!("there and back: median {:?}, p99 {:?}", at(0.5), at(0.99));
+    // Whoever holds messages back to send more at once, or waits for acknowledgements (40
+    // ms), is far from this, whatever else the machine does.
+    assert!(at(0.5) < Duration::from_millis(10), "{:?}", at(0.5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_seeds_are_followed() {
     let a = Host::start("a", &[], 1);
     let b = Host::start("b", &[], 1);

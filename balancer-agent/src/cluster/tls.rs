@@ -7,8 +7,10 @@
 //! about. There are no tickets: each connection is proven anew.
 //!
 //! Certificates hold for ever: they end with the process, and must not depend on clocks.
+//! So TLS is told the same time at every check.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -17,8 +19,9 @@ use rcgen::{
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
+use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use x509_parser::extensions::GeneralName;
 
@@ -37,6 +40,8 @@ const DOMAIN: &str = "balancer.internal";
 
 /// A node's proof of who it is in one of its lives.
 pub(super) struct Identity {
+    /// The life.
+    pub(super) incarnation: Incarnation,
     /// For connections from others.
     pub(super) acceptor: TlsAcceptor,
     /// For connections to others.
@@ -69,9 +74,23 @@ impl Identity {
         let roots = Arc::new(roots);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         Ok(Self {
+            incarnation,
             acceptor: TlsAcceptor::from(Arc::new(server(&provider, &roots, &chain, key())?)),
             connector: TlsConnector::from(Arc::new(client(&provider, roots, chain, key())?)),
         })
+    }
+}
+
+/// A clock that stands still, within the time that certificates hold.
+#[derive(Debug)]
+struct Stopped;
+
+impl TimeProvider for Stopped {
+    fn current_time(&self) -> Option<UnixTime> {
+        // 2001-09-09
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(
+            1_000_000_000,
+        )))
     }
 }
 
@@ -85,7 +104,7 @@ fn server(
         WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
             .build()
             .map_err(|_| ClusterError::Crypto("the authority can't be used"))?;
-    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+    let mut config = ServerConfig::builder_with_details(Arc::clone(provider), Arc::new(Stopped))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain.to_vec(), key)?;
@@ -101,7 +120,7 @@ fn client(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<ClientConfig, ClusterError> {
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
+    let mut config = ClientConfig::builder_with_details(Arc::clone(provider), Arc::new(Stopped))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)?;
@@ -242,6 +261,7 @@ mod tests {
             .with_no_client_auth();
         config.alpn_protocols = vec![ALPN.to_vec()];
         let client = Identity {
+            incarnation: Incarnation(0),
             acceptor: server.acceptor.clone(),
             connector: TlsConnector::from(Arc::new(config)),
         };

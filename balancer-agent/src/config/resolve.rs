@@ -96,10 +96,8 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
     let admin = admin(&raw.admin, findings);
     let timeouts = timeouts(&raw.timeouts, findings);
     let mut http = http::http(&raw.http, findings);
-    let cluster = match &raw.cluster {
-        Some(table) => Some(cluster::cluster(table.get_ref(), table.span(), findings)),
-        None => None,
-    };
+    let cluster = raw.cluster.as_ref();
+    let cluster = cluster.and_then(|t| cluster::cluster(t.get_ref(), t.span(), findings));
     let mut frontends = Vec::new();
     let mut answered = Vec::new();
     for table in &raw.frontend {
@@ -144,7 +142,7 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         timeouts,
         http,
         // One that is wrong has been noted.
-        cluster: cluster.flatten(),
+        cluster,
         frontends: frontends
             .into_iter()
             .map(FrontendDraft::finish)
