@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::node::{CachedCounts, Node};
 use crate::admin::server::Listener;
-use crate::cluster::{Cluster, Event, Events};
+use crate::cluster::{Cluster, Event, Events, Initial};
 use crate::config;
 use crate::dataplane::Tables;
 use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
@@ -101,7 +101,9 @@ async fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     for warning in web.warnings() {
         tracing::warn!("{warning}");
     }
-    let cluster = config.cluster.as_ref().map(Cluster::bind).transpose()?;
+    let cluster = config.cluster.as_ref();
+    let cluster = cluster.map(|config| Cluster::bind(config, Initial::default()));
+    let cluster = cluster.transpose()?;
     let kernel = open_kernel(&config)?;
 
     let mut tasks = JoinSet::new();

@@ -30,7 +30,7 @@ use rand::{RngCore as _, SeedableRng as _};
 
 use super::id::{Incarnation, NodeId};
 use super::members::{Heard, Member, Members};
-use super::message::{Kind, MESSAGE_MAX, Message, Record, Standing, base_size};
+use super::message::{ABOUT_MAX, Kind, MESSAGE_MAX, Message, Record, Standing, base_size};
 use super::seal::Life;
 use crate::model::cluster::Timing;
 use own::RENEW_PAUSE;
@@ -55,6 +55,15 @@ pub struct Settings {
     pub timing: Timing,
 }
 
+/// What a node tells of itself from its first message on.
+#[derive(Clone, Debug, Default)]
+pub struct Initial {
+    /// It has not caught up with the others' sessions.
+    pub syncing: bool,
+    /// What its user wants the others' users to know: at most [`ABOUT_MAX`] bytes.
+    pub about: Vec<u8>,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Input {
@@ -75,6 +84,8 @@ pub enum Input {
     LinkLost(NodeId),
     /// This node has (not) caught up with the others' sessions.
     Syncing(bool),
+    /// What this node's user tells of it, at most [`ABOUT_MAX`] bytes.
+    About(Vec<u8>),
     /// The configuration has changed.
     Configure(Settings),
     /// This node is about to end.
@@ -155,6 +166,7 @@ impl Core {
         name: &str,
         address: SocketAddr,
         incarnation: Incarnation,
+        start: Initial,
         settings: Settings,
         seed: u64,
         now: Duration,
@@ -166,7 +178,8 @@ impl Core {
                 incarnation,
                 version: 0,
                 standing: Standing::Alive,
-                syncing: false,
+                syncing: start.syncing,
+                about: start.about,
                 address,
             },
             settings,
@@ -222,9 +235,13 @@ impl Core {
             Input::Syncing(syncing) => {
                 if self.own.syncing != syncing {
                     self.own.syncing = syncing;
-                    self.own.version = self.own.version.saturating_add(1);
-                    self.gossip();
-                    self.outputs.push_back(Output::Changed);
+                    self.said();
+                }
+            }
+            Input::About(about) => {
+                if self.own.about != about && about.len() <= ABOUT_MAX {
+                    self.own.about = about;
+                    self.said();
                 }
             }
             Input::Configure(settings) => {
@@ -529,6 +546,13 @@ impl Core {
             to: Some(target),
         };
         self.send_to(target, ping, Some(target));
+    }
+
+    /// This node says something new of itself.
+    fn said(&mut self) {
+        self.own.version = self.own.version.saturating_add(1);
+        self.gossip();
+        self.outputs.push_back(Output::Changed);
     }
 
     /// Tells everybody at once. Clusters are small, and this is rare.

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
-use super::core::{Core, Input, Node, Output, Settings, State};
+use super::core::{Core, Initial, Input, Node, Output, Settings, State};
 use super::door::Door;
 use super::id::{Incarnation, NodeId};
 use super::keys::Keys;
@@ -84,12 +84,13 @@ struct Proven {
 
 pub(super) fn bind(
     config: &Arc<config::Cluster>,
+    start: Initial,
 ) -> Result<(Cluster, Events, Driver), ClusterError> {
     let started = Instant::now();
     let keys = Keys::new(&config.secret);
     let own = NodeId::of(&config.name);
     let lives = Arc::new(Lives::in_dir(&config.state_dir, &config.name));
-    let incarnation = Incarnation::new(count(&lives), u32::from_ne_bytes(random()?));
+    let incarnation = Incarnation::new(count(&lives), u64::from_ne_bytes(random()?));
     let life = Life(random()?);
     let sealer = Sealer::new(&keys, life)?;
     let identity = Arc::new(Identity::new(&keys, own, incarnation)?);
@@ -98,6 +99,7 @@ pub(super) fn bind(
         &config.name,
         config.advertise,
         incarnation,
+        start,
         settings(config),
         u64::from_ne_bytes(random()?),
         Duration::ZERO,
@@ -223,6 +225,7 @@ impl Driver {
                 Some(command) = self.commands.recv() => match command {
                     Command::Configure(config) => self.configure(&config),
                     Command::Syncing(syncing) => self.handle(Input::Syncing(syncing)),
+                    Command::About(about) => self.handle(Input::About(about)),
                     Command::Leave(done) => return self.leave(done).await,
                 },
                 Some(done) = self.tasks.join_next() => if let Err(error) = done {

@@ -32,30 +32,37 @@ impl fmt::Debug for NodeId {
     }
 }
 
+const RANDOM_BITS: u32 = 40;
+/// A node that began a life every minute would get there in thirty years.
+const COUNT_MAX: u32 = (1 << 24) - 1;
+
 /// One life of a node. It begins with a start, or when the others had given the node up.
 /// A later life has a larger number.
 ///
-/// The upper half counts lives and is kept on disk. The lower half is random: a node
-/// whose disk was lost counts from the beginning, and is still not taken for its former
-/// self until its peers have told it how far it had come.
+/// The upper 24 bits count lives and are kept on disk. The lower 40 are random: no two
+/// lives of any nodes are alike, and a node whose disk was lost counts from the beginning,
+/// and is still not taken for its former self until its peers have told it how far it had
+/// come.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
 impl Incarnation {
-    /// The life of that number.
-    pub fn new(count: u32, random: u32) -> Self {
-        Self(u64::from(count) << 32 | u64::from(random))
+    /// The life of that number, at most 16,777,215. Only the lower 40 bits of `random` count.
+    pub fn new(count: u32, random: u64) -> Self {
+        let count = u64::from(count.min(COUNT_MAX));
+        Self(count << RANDOM_BITS | random & ((1 << RANDOM_BITS) - 1))
     }
 
     /// The number of the life.
     pub fn count(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> RANDOM_BITS) as u32
     }
 }
 
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{:08x}", self.count(), self.0 as u32)
+        let random = self.0 & ((1 << RANDOM_BITS) - 1);
+        write!(f, "{}-{random:010x}", self.count())
     }
 }
 
@@ -80,12 +87,12 @@ mod tests {
 
     #[test]
     fn later_lives_are_larger() {
-        let first = Incarnation::new(1, u32::MAX);
+        let first = Incarnation::new(1, u64::MAX);
         let second = Incarnation::new(2, 0);
         assert!(first < second);
         assert_eq!(
             (second.count(), second.to_string()),
-            (2, "2-00000000".into())
+            (2, "2-0000000000".into())
         );
     }
 }

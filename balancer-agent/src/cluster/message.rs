@@ -12,6 +12,8 @@ use super::id::{Incarnation, NodeId};
 
 /// Longest name of a node, in bytes; the configuration allows no more.
 pub const NAME_MAX: usize = 64;
+/// Most bytes that a node can tell of itself with its record.
+pub const ABOUT_MAX: usize = 128;
 /// Most bytes of an encoded message: with its seal and UDP over IPv6 it fits the least
 /// MTU that IPv6 has (1280).
 pub const MESSAGE_MAX: usize = 1_150;
@@ -42,6 +44,8 @@ pub struct Record {
     pub standing: Standing,
     /// It has not caught up with the others' sessions.
     pub syncing: bool,
+    /// What its user wants the others' users to know, as that says it.
+    pub about: Vec<u8>,
     /// Where it is reached.
     pub address: SocketAddr,
 }
@@ -77,6 +81,7 @@ impl Record {
         !self.name.is_empty()
             && self.name.len() <= NAME_MAX
             && self.name.bytes().all(good)
+            && self.about.len() <= ABOUT_MAX
             && self.address.port() != 0
             && !self.address.ip().is_unspecified()
             && !self.address.ip().is_multicast()
@@ -162,7 +167,7 @@ impl Message {
 pub(super) fn record_size(record: &Record) -> usize {
     // Lengths and integers in groups of seven bits; an IPv6 address with its port.
     let address = if record.address.is_ipv4() { 8 } else { 20 };
-    1 + record.name.len() + 10 + 5 + 2 + address
+    1 + record.name.len() + 10 + 5 + 2 + 2 + record.about.len() + address
 }
 
 /// Bytes that everything but the records takes, at most.
@@ -188,26 +193,23 @@ mod tests {
             Just("[2001:db8::1]:7946".parse::<SocketAddr>().unwrap()),
         ];
         let name = prop_oneof!["[a-z]", "[a-zA-Z0-9._-]{64}"];
+        let told = (
+            any::<bool>(),
+            prop::collection::vec(any::<u8>(), 0..=ABOUT_MAX),
+        );
         // Few values: equal ones are to be met.
         let number = prop_oneof![Just(0u64), Just(1), Just(u64::MAX)];
-        (
-            name,
-            number.clone(),
-            number,
-            standing,
-            any::<bool>(),
-            address,
+        (name, number.clone(), number, standing, told, address).prop_map(
+            |(name, incarnation, version, standing, (syncing, about), address)| Record {
+                name,
+                incarnation: Incarnation(incarnation),
+                version: version as u32,
+                standing,
+                syncing,
+                about,
+                address,
+            },
         )
-            .prop_map(
-                |(name, incarnation, version, standing, syncing, address)| Record {
-                    name,
-                    incarnation: Incarnation(incarnation),
-                    version: version as u32,
-                    standing,
-                    syncing,
-                    address,
-                },
-            )
     }
 
     fn kind() -> impl Strategy<Value = Kind> {
@@ -285,6 +287,7 @@ mod tests {
             version: 0,
             standing: Standing::Alive,
             syncing: false,
+            about: vec![1; ABOUT_MAX],
             address: "192.0.2.1:1".parse().unwrap(),
         };
         let with = |change: &dyn Fn(&mut Record)| {
@@ -301,6 +304,7 @@ mod tests {
         with(&|r| r.name.clear()).unwrap_err();
         with(&|r| r.name = "a b".into()).unwrap_err();
         with(&|r| r.name = "x".repeat(65)).unwrap_err();
+        with(&|r| r.about.push(1)).unwrap_err();
         with(&|r| r.address.set_port(0)).unwrap_err();
         with(&|r| r.address = "0.0.0.0:1".parse().unwrap()).unwrap_err();
         with(&|r| r.address = "224.0.0.1:1".parse().unwrap()).unwrap_err();

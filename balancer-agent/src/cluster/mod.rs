@@ -43,19 +43,19 @@ use crate::model::cluster as config;
 use link::Links;
 use status::Counters;
 
-pub use self::core::{Core, Input, Node, Output, Settings, State};
+pub use self::core::{Core, Initial, Input, Node, Output, Settings, State};
 pub use driver::Driver;
 pub use frame::MESSAGE_MAX;
 pub use id::{Incarnation, NodeId};
 pub use members::{Member, NODES_MAX};
-pub use message::{Kind, Malformed, Message, Record, Standing};
+pub use message::{ABOUT_MAX, Kind, Malformed, Message, Record, Standing};
 pub use seal::Life;
 
 /// How long the last words may take.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// Batches of messages that wait for the one who reads events. Each is at most one read
-/// of a connection, or one message of the longest kind.
-const EVENTS: usize = 64;
+/// Batches of messages that wait for the one who reads events. Each is about one read of a
+/// connection (64 KiB), or one message of the longest kind.
+const EVENTS: usize = 16;
 
 /// What keeps a node from taking part.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +98,8 @@ pub enum SendError {
     /// There is no link to that node.
     #[error("there is no link to the node")]
     Unknown,
-    /// It is longer than [`MESSAGE_MAX`].
-    #[error("the message is longer than {MESSAGE_MAX} bytes")]
+    /// It is longer than allowed.
+    #[error("the message is too long")]
     TooLong,
 }
 
@@ -197,6 +197,7 @@ impl Events {
 enum Command {
     Configure(Arc<config::Cluster>),
     Syncing(bool),
+    About(Vec<u8>),
     Leave(oneshot::Sender<()>),
 }
 
@@ -221,8 +222,11 @@ impl Cluster {
     /// # Errors
     /// An address is taken or not of this host, the multicast group can't be joined, or
     /// the system has no random numbers.
-    pub fn bind(config: &Arc<config::Cluster>) -> Result<(Self, Events, Driver), ClusterError> {
-        driver::bind(config)
+    pub fn bind(
+        config: &Arc<config::Cluster>,
+        start: Initial,
+    ) -> Result<(Self, Events, Driver), ClusterError> {
+        driver::bind(config, start)
     }
 
     /// This node.
@@ -261,6 +265,18 @@ impl Cluster {
     pub async fn set_syncing(&self, syncing: bool) {
         // After the driver's end nobody is interested.
         let _ = self.0.commands.send(Command::Syncing(syncing)).await;
+    }
+
+    /// Changes what is told of this node: see [`Node::about`].
+    ///
+    /// # Errors
+    /// It is longer than [`ABOUT_MAX`].
+    pub async fn set_about(&self, about: &[u8]) -> Result<(), SendError> {
+        if about.len() > ABOUT_MAX {
+            return Err(SendError::TooLong);
+        }
+        let _ = self.0.commands.send(Command::About(about.into())).await;
+        Ok(())
     }
 
     /// Takes new seeds, timings and bounds of queues; the rest has to be the same: see

@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_cannot_go_is_refused() {
-        let queue = Queue::new(4 * MESSAGE_MAX, 10);
+        let queue = Queue::new(2 * MESSAGE_MAX, 10);
         let long = vec![0; MESSAGE_MAX + 1];
         assert_eq!(queue.push(&long), Err(SendError::TooLong));
         queue.push(&long[1..]).unwrap();

@@ -46,7 +46,7 @@ impl Host {
 
     fn with(config: config::Cluster, dir: TempDir) -> Self {
         let config = Arc::new(config);
-        let (cluster, events, driver) = Cluster::bind(&config).unwrap();
+        let (cluster, events, driver) = Cluster::bind(&config, Initial::default()).unwrap();
         Self {
             cluster,
             events,

@@ -104,7 +104,8 @@ impl Net {
         let incarnation = Incarnation::new(*count, self.rng.random());
         let seed = self.rng.random();
         let at = address(host);
-        let core = Core::new(name, at, incarnation, settings, seed, self.now);
+        let start = Initial::default();
+        let core = Core::new(name, at, incarnation, start, settings, seed, self.now);
         let host_state = Host {
             core,
             sealer: Sealer::new(&keys, life).unwrap(),
@@ -540,6 +541,19 @@ fn syncing_is_told() {
     });
     net.input(3, Input::Syncing(false));
     net.wait("alive", SECOND, |n| n.together(&[1, 2, 3]));
+    net.input(3, Input::About(b"groups".to_vec()));
+    net.wait("what it says", SECOND, |n| {
+        (1..=3).all(|at| {
+            let nodes = n.hosts[&at].core.nodes();
+            nodes
+                .iter()
+                .any(|node| node.id == id(3) && &*node.about == b"groups")
+        })
+    });
+    // Too much is not said at all.
+    net.input(3, Input::About(vec![0; ABOUT_MAX + 1]));
+    net.run(SECOND);
+    assert_eq!(net.hosts[&3].core.own().about, b"groups");
 }
 
 #[test]
@@ -612,15 +626,18 @@ fn a_run_can_be_repeated() {
 
 #[test]
 fn tables_agree_after_chaos() {
-    for seed in 0..10 {
-        let mut net = Net::cluster(seed, 5);
+    for seed in 0..40 {
+        // With fewer seeds, two that are left may never have heard of each other.
+        const ALL: [usize; 5] = [1, 2, 3, 4, 5];
+        let mut net = Net::new(seed);
+        ALL.iter().for_each(|host| net.start(*host, &ALL, 1));
         let mut up: BTreeSet<usize> = (1..=5).collect();
         (net.loss, net.repeat) = (0.1, 0.1);
         for _ in 0..40 {
             let host = net.rng.random_range(1..=5);
             match net.rng.random_range(0..4) {
                 0 if up.len() > 2 && up.remove(&host) => net.kill(host),
-                1 if up.insert(host) => net.start(host, &[1, 2], 1),
+                1 if up.insert(host) => net.start(host, &ALL, 1),
                 2 => {
                     let other = net.rng.random_range(1..=5);
                     net.part(&[host], &[other]);

@@ -49,6 +49,8 @@ pub struct Node {
     pub state: State,
     /// Where it is reached.
     pub address: SocketAddr,
+    /// What its user tells.
+    pub about: Arc<[u8]>,
     /// Whether it is this node.
     pub own: bool,
     /// Since when it stands so, on the core's clock.
@@ -70,6 +72,7 @@ impl Core {
                 Standing::Left => State::Left,
             },
             address: record.address,
+            about: record.about.as_slice().into(),
             own,
             since: self.renewed.filter(|_| own).unwrap_or_default(),
         };
