@@ -9,11 +9,13 @@
 //! events, half-open flows +                          +--> signs --> checks
 //!
 //! verdicts, file, operators --> web tier (a thread per core)
+//! other nodes <--> cluster
 //! ```
 //!
-//! Start: socket, addresses and files of the web tier, kernel side, next hops, checks, web
-//! tier, then the worker's first round, and only then is the socket served. End: running
-//! requests, the socket, then the threads; the kernel program steers on.
+//! Start: socket, addresses and files of the web tier, those of the cluster, kernel side,
+//! next hops, checks, web tier, then the worker's first round, and only then is the socket
+//! served. End: running requests, goodbye to the cluster, the socket, then the threads; the
+//! kernel program steers on.
 
 mod ready;
 mod reload;
@@ -34,6 +36,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::node::{CachedCounts, Node};
 use crate::admin::server::Listener;
+use crate::cluster::{Cluster, Event, Events, Initial};
 use crate::dataplane::Tables;
 use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
 use crate::dataplane::object;
@@ -99,9 +102,17 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
     let overrides = load_overrides(&store, &config);
     // Before the kernel side: an address that is taken must not leave anything behind.
     let web = Proxy::prepare(&config, ready.materials, None)?;
+    let cluster = config.cluster.as_ref();
+    let cluster = cluster.map(|config| Cluster::bind(config, Initial::default()));
+    let cluster = cluster.transpose()?;
     let kernel = open_kernel(&config)?;
 
     let mut tasks = JoinSet::new();
+    let cluster = cluster.map(|(cluster, events, driver)| {
+        tasks.spawn(driver.run());
+        tasks.spawn(follow_links(cluster.clone(), events));
+        cluster
+    });
     let (destinations, wanted) = watch::channel(servers(&config));
     let (hops, seen_hops) = watch::channel(Arc::new(NextHops::default()));
     tasks.spawn(watch_hops(wanted, hops));
@@ -172,6 +183,7 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         steering: steering.clone(),
         prober: prober_handle.clone(),
         proxy: proxy.clone(),
+        cluster: cluster.clone(),
         destinations,
         current: config,
     };
@@ -183,6 +195,7 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         hops: seen_hops,
         reload: reload.clone(),
         web: Some(Arc::new(proxy.clone()) as Arc<dyn Web>),
+        cluster: cluster.clone(),
         started,
         counts: CachedCounts::default(),
     });
@@ -214,6 +227,9 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         () = proxy.drain() => {}
         _ = terminate.recv() => tracing::warn!("ending at once: requests are cut"),
         _ = interrupt.recv() => tracing::warn!("ending at once: requests are cut"),
+    }
+    if let Some(cluster) = &cluster {
+        cluster.leave().await;
     }
     // The socket goes with its task.
     tasks.shutdown().await;
@@ -448,6 +464,19 @@ fn start_kernel_side(
         });
     }
     Ok(())
+}
+
+/// Says which links come and go. Messages are nobody's yet: a node of another build may
+/// send some, and must not be held up.
+async fn follow_links(cluster: Cluster, mut events: Events) {
+    while let Some(event) = events.recv().await {
+        let (what, node) = match event {
+            Event::LinkUp { node, .. } => ("up", node),
+            Event::LinkDown { node, .. } => ("down", node),
+            Event::Message { .. } => continue,
+        };
+        tracing::info!(node = %cluster.name_of(node), "link {what}");
+    }
 }
 
 /// Keeps a watcher of the kernel's routes alive.

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use balancer_agent::config;
 
+#[path = "config_mistakes/cluster.rs"]
+mod cluster;
 #[path = "config_mistakes/http.rs"]
 mod http;
 #[path = "config_mistakes/named.rs"]

@@ -10,6 +10,7 @@ use super::protocol::{
     Answer, BackendStatus, Fault, FlowFilter, FlowList, FlowStatus, Refusal, Request,
 };
 use super::status;
+use crate::cluster::Cluster;
 use crate::dataplane::flows::{self, FlowCounts, FlowState};
 use crate::dataplane::kernel::Kernel;
 use crate::model::{Activation, BackendName, Config};
@@ -41,6 +42,8 @@ pub struct Node {
     pub reload: mpsc::Sender<ReloadRequest>,
     /// The web tier; `None` in an agent without it.
     pub web: Option<Arc<dyn Web>>,
+    /// The cluster; `None` for a node of its own.
+    pub cluster: Option<Cluster>,
     /// When the agent started.
     pub started: Instant,
     /// The last count of all flows.

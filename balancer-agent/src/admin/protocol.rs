@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::status::ClusterStatus;
 use crate::dataplane::kernel::Attached;
 use crate::model::{Activation, Health};
 use crate::proxy::stats::{HttpStatus, Reopened};
@@ -196,6 +197,8 @@ pub struct Status {
     pub reasons: Vec<ReasonCount>,
     /// The web tier; absent in an agent that has none.
     pub http: Option<Box<HttpStatus>>,
+    /// The cluster; absent in a node of its own.
+    pub cluster: Option<Box<ClusterStatus>>,
 }
 
 /// The node itself.

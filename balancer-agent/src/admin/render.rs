@@ -1,5 +1,6 @@
 //! The tables that `balancer status` and `balancer flows` print.
 
+mod cluster;
 mod http;
 
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
@@ -22,6 +23,9 @@ pub fn status(status: &Status) -> String {
             continue;
         }
         out += &titled(&format!("Pool {}", pool.name), backends(&pool.backends));
+    }
+    if let Some(cluster) = &status.cluster {
+        out += &cluster::status(cluster);
     }
     if !status.lingering.is_empty() {
         out += &titled(

@@ -58,6 +58,7 @@ pub(super) fn status(node: &Node, look: &Look, since: Instant) -> Status {
             .collect(),
         reasons: sources.reasons(),
         http: node.web.as_ref().map(|web| Box::new(web.status())),
+        cluster: node.cluster.as_ref().map(|c| Box::new(c.status())),
     }
 }
 

@@ -12,6 +12,7 @@ use super::{servers, steers, tell_attached};
 use crate::admin::node::ReloadRequest;
 use crate::admin::protocol::{Fault, Refusal};
 use crate::admin::render::headed;
+use crate::cluster::{self, Cluster};
 use crate::dataplane::kernel::Kernel;
 use crate::model::Config;
 use crate::prober::ProberHandle;
@@ -36,6 +37,7 @@ pub(super) struct Reloader {
     pub steering: SteeringHandle,
     pub prober: ProberHandle,
     pub proxy: Proxy,
+    pub cluster: Option<Cluster>,
     pub destinations: watch::Sender<Vec<IpAddr>>,
     pub current: Arc<Config>,
 }
@@ -75,6 +77,9 @@ impl Reloader {
         self.destinations.send_replace(servers(&config));
         self.current = Arc::clone(&config);
         self.proxy.apply(web);
+        if let (Some(cluster), Some(config)) = (&self.cluster, &config.cluster) {
+            cluster.configure(Arc::clone(config)).await;
+        }
         // The worker first: it must know a backend before there is a verdict on it.
         let following = self.steering.set_config(Arc::clone(&config));
         self.prober.configure(targets);
@@ -107,6 +112,8 @@ impl Reloader {
             "[xdp] interfaces (nothing is steered yet)",
             self.kernel.is_some() || !steers(new),
         );
+        let of_cluster = cluster::differences(old.cluster.as_deref(), new.cluster.as_deref());
+        differ.extend(of_cluster.into_iter().map(str::to_owned));
         if differ.is_empty() {
             return Ok(());
         }

@@ -7,6 +7,7 @@
 //! All of them add what they find to one list, so that a file's mistakes are
 //! shown together. The format is described in `docs/configuration.md`.
 
+mod cluster;
 mod cross;
 mod error;
 mod findings;

@@ -37,6 +37,7 @@ pub(super) struct RawConfig {
     pub(super) admin: Section<RawAdmin>,
     pub(super) timeouts: Section<RawTimeouts>,
     pub(super) http: Section<RawHttp>,
+    pub(super) cluster: Option<Spanned<Section<RawCluster>>>,
     pub(super) frontend: Vec<Spanned<Section<RawFrontend>>>,
     pub(super) pool: Vec<Spanned<Section<RawPool>>>,
 }
@@ -58,6 +59,25 @@ pub(super) struct RawXdp {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawAdmin {
     pub(super) socket: Field,
+}
+
+/// `[cluster]`.
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawCluster {
+    pub(super) name: Field,
+    pub(super) listen: Field,
+    pub(super) advertise: Field,
+    pub(super) seeds: Field,
+    pub(super) secret_file: Field,
+    pub(super) state_dir: Field,
+    pub(super) multicast: Field,
+    pub(super) interface: Field,
+    pub(super) probe_interval: Field,
+    pub(super) probe_timeout: Field,
+    pub(super) suspect_timeout: Field,
+    pub(super) queue_bytes: Field,
+    pub(super) queue_messages: Field,
 }
 
 /// `[timeouts]`.
@@ -568,6 +588,9 @@ fn elsewhere(key: &str) -> Option<String> {
         "interfaces" | "flows_ipv4" | "flows_ipv6" | "pin_dir" => "[xdp]",
         "tcp_idle" | "udp_idle" | "closed" | "removed" => "[timeouts]",
         "socket" => "[admin]",
+        "listen" | "advertise" | "seeds" | "secret_file" | "state_dir" | "multicast"
+        | "interface" | "probe_interval" | "probe_timeout" | "suspect_timeout" | "queue_bytes"
+        | "queue_messages" => "[cluster]",
         _ => return None,
     };
     Some(format!("it in `{place}`"))

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::cluster;
 use super::cross;
 use super::findings::{Findings, Mistake, Span};
 use super::http::frontend::HttpDraft;
@@ -95,6 +96,8 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
     let admin = admin(&raw.admin, findings);
     let timeouts = timeouts(&raw.timeouts, findings);
     let mut http = http::http(&raw.http, findings);
+    let cluster = raw.cluster.as_ref();
+    let cluster = cluster.and_then(|t| cluster::cluster(t.get_ref(), t.span(), findings));
     let mut frontends = Vec::new();
     let mut answered = Vec::new();
     for table in &raw.frontend {
@@ -138,6 +141,8 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         admin,
         timeouts,
         http,
+        // One that is wrong has been noted.
+        cluster,
         frontends: frontends
             .into_iter()
             .map(FrontendDraft::finish)

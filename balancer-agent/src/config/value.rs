@@ -124,6 +124,8 @@ pub(super) enum Role {
     Backend,
     /// A server that only the agent connects to.
     Upstream,
+    /// Another node of the cluster.
+    Peer,
     /// A source address to translate to.
     Snat,
 }
@@ -187,6 +189,23 @@ pub(super) fn socket_address(text: &str, role: Role) -> Result<SocketAddr, Mista
     Ok(SocketAddr::new(ip, port))
 }
 
+/// A multicast address with a port: `239.255.79.46:7947`.
+pub(super) fn multicast_group(text: &str) -> Result<SocketAddr, Mistake> {
+    const EXAMPLE: &str =
+        "a multicast address and port such as \"239.255.79.46:7947\" or \"[ff12::79:46]:7947\"";
+    let group: SocketAddr = match text.parse() {
+        Ok(group) => group,
+        Err(_) => return Err(Mistake::value("is not an address and port", EXAMPLE)),
+    };
+    if !group.ip().is_multicast() {
+        return Err(Mistake::value("is not a multicast address", EXAMPLE));
+    }
+    if group.port() == 0 {
+        return Err(Mistake::value("has port 0", "a port from 1 to 65535"));
+    }
+    Ok(group)
+}
+
 /// An address without a port.
 pub(super) fn ip_address(text: &str, role: Role) -> Result<IpAddr, Mistake> {
     const EXAMPLE: &str = "an address such as \"10.0.0.1\" or \"2001:db8::1\"";
@@ -237,6 +256,7 @@ fn suitable(ip: IpAddr, role: Role) -> Result<(), Mistake> {
         Role::Backend | Role::Upstream => {
             "the server's own address, as it is reached over the network"
         }
+        Role::Peer => "the address that the other nodes reach it at",
         Role::Snat => "an address of this host that the servers can answer to",
     };
     let what = match ip {
@@ -249,7 +269,7 @@ fn suitable(ip: IpAddr, role: Role) -> Result<(), Mistake> {
         _ if ip.is_unspecified() => "is the unspecified address",
         _ if ip.is_multicast() => "is a multicast address",
         _ if ip.is_loopback() => match role {
-            Role::Listener | Role::Upstream => return Ok(()),
+            Role::Listener | Role::Upstream | Role::Peer => return Ok(()),
             Role::Backend => "is a loopback address, which steered packets can't reach",
             _ => "is a loopback address, which never comes in from the network",
         },

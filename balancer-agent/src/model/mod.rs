@@ -5,6 +5,7 @@
 //! (`Arc<str>`), lists keep the order of the file, and the whole [`Config`] is
 //! immutable: a reload makes a new one.
 
+pub mod cluster;
 pub mod http;
 mod named;
 
@@ -30,6 +31,8 @@ pub struct Config {
     pub frontends: Vec<Frontend>,
     /// Frontends that the agent answers itself.
     pub http: http::Http,
+    /// The nodes that belong together; `None` for a node of its own.
+    pub cluster: Option<Arc<cluster::Cluster>>,
     /// In the order of the file; names are unique.
     pub pools: Vec<Arc<Pool>>,
 }

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 pub const PAGE: &str = "<p>\u{c7}a ira bient\u{f4}t.\n";
 /// What is in `cookie.key`.
 pub const COOKIE_KEY: [u8; 40] = [0xa5; 40];
+/// What is in `cluster.secret`.
+pub const CLUSTER_SECRET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz\n";
 /// Files with certificates and keys: `0.pem`, `0.key` and so on.
 pub const PAIRS: usize = 3;
 
@@ -31,6 +33,7 @@ pub fn folder() -> &'static Path {
         };
         file("page.html", PAGE.as_bytes(), 0o644);
         file("cookie.key", &COOKIE_KEY, 0o600);
+        file("cluster.secret", CLUSTER_SECRET, 0o600);
         file("authorities.pem", b"certificates", 0o644);
         for i in 0..PAIRS {
             file(&format!("{i}.pem"), b"a certificate", 0o644);

@@ -54,6 +54,7 @@ const TABLES: &[Table] = &[
     ("### `[pool.passive]`", "pool", "[pool.passive]\n{}", ""),
     ("## `[xdp]`", "backend", "[xdp]\n{}", ""),
     ("## `[admin]`", "backend", "[admin]\n{}", ""),
+    ("## `[cluster]`", "backend", "[cluster]\n{}", "name = \"n\"\nlisten = \"10.0.0.1:7946\"\nsecret_file = \"/etc/balancer/cluster.secret\"\n"),
     ("## `[timeouts]`", "backend", "[timeouts]\n{}", ""),
 ];
 

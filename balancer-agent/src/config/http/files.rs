@@ -46,6 +46,13 @@ pub(super) fn cookie_key(text: &str) -> Result<Arc<[u8]>, Mistake> {
     Ok(bytes.into())
 }
 
+/// The contents of a secret of at most `most` bytes.
+pub(in crate::config) fn secret(path: &Path, most: usize) -> Result<Vec<u8>, Mistake> {
+    let file = open(path)?;
+    closed_to_others(&file)?;
+    read(file, most)
+}
+
 /// The path of a PEM file that is there.
 pub(super) fn pem(text: &str, example: &str) -> Result<PathBuf, Mistake> {
     let path = value::path(text, example)?;

@@ -8,7 +8,7 @@
 //! - `cross`: what has to fit together over frontends and pools.
 
 pub(super) mod cross;
-mod files;
+pub(super) mod files;
 pub(super) mod frontend;
 pub(super) mod pool;
 pub(super) mod raw;
