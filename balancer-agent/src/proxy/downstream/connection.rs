@@ -52,7 +52,13 @@ pub(super) fn begin<H: Handler>(
     let frontend = &settings.frontend;
     // Peers of a dual-stack socket are told as mapped addresses.
     let peer = canonical(peer);
-    let Ok(local) = stream.local_addr().map(canonical) else {
+    // Who listens on one address need not ask for it.
+    let bound = door.bound.address;
+    let local = match bound.ip().is_unspecified() {
+        true => stream.local_addr(),
+        false => Ok(bound),
+    };
+    let Ok(local) = local.map(canonical) else {
         return;
     };
     let proxied = !frontend.proxy_protocol_from.is_empty();
