@@ -168,8 +168,8 @@ async fn ask(stream: &mut TcpStream) -> Result<()> {
 pub fn settled(pids: &[u32]) -> u64 {
     let mut last = proc::resident(pids);
     let begin = Instant::now();
-    // Idle connections are put by within a second or so.
-    std::thread::sleep(Duration::from_millis(1500));
+    // Idle connections are put by at once, and what they leave is given back within a second.
+    std::thread::sleep(Duration::from_millis(2500));
     while begin.elapsed() < Duration::from_secs(10) {
         let now = proc::resident(pids);
         if now.abs_diff(last) <= SETTLED {
