@@ -136,8 +136,9 @@ pub struct Settings {
 pub struct Header {
     /// [`crate::ABI_VERSION`] of the agent that made the maps.
     pub abi_version: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// One more than the highest chunk of `rings` that a ring was ever written to. Only
+    /// an agent reads it: the chunks do not tell, as a ring may be all zeros.
+    pub ring_end: u32,
     /// The settings that the maps were sized and seeded with.
     pub settings: Settings,
     /// Cookie of the network namespace that the maps serve.

@@ -14,6 +14,7 @@ pub mod object;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::flow::{Bucket, Flow4, Flow6, Tags};
 use common::limits;
@@ -204,6 +205,22 @@ impl Tables {
                 ..Header::default()
             },
         );
+    }
+
+    /// One more than the highest chunk that a ring was ever written to, as far as
+    /// [`Self::raise_ring_end`] was told.
+    pub fn ring_end(&self) -> u32 {
+        self.ring_end_word().load(Ordering::Acquire)
+    }
+
+    /// Remembers that the chunks below `end` may have been used, across restarts of the
+    /// agent. It never goes down.
+    pub fn raise_ring_end(&self, end: u32) {
+        self.ring_end_word().fetch_max(end, Ordering::Release);
+    }
+
+    fn ring_end_word(&self) -> &AtomicU32 {
+        self.header.atomic_u32(0, offset_of!(Header, ring_end))
     }
 
     /// The settings that the tables were made with.

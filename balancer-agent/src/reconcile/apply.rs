@@ -124,6 +124,8 @@ fn snat(tables: &Tables, slot: u8, address: &SnatAddress) {
 
 fn ring(tables: &Tables, region: RingRef, turns: &[u32]) {
     debug_assert_eq!(region.len as usize, turns.len());
+    // Before any frontend has it: the next agent lets the chunks rest that are below.
+    tables.raise_ring_end(super::observed::region(region).end);
     let chunks = turns.chunks(common::limits::RING_CHUNK_SLOTS as usize);
     for (chunk, turns) in (region.chunk..).zip(chunks) {
         let mut slots = common::tables::RingChunk::default();

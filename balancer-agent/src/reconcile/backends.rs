@@ -91,7 +91,8 @@ impl Planner<'_> {
         let key = backend_key(wanted);
         let (addr, port, proto) = key.service;
         let before = self.have.backend(slot).state >> state::GENERATION_SHIFT;
-        let generation = (before + 1) << state::GENERATION_SHIFT;
+        // Never 0: the word of a slot that was used once is not that of a fresh one.
+        let generation = (before % 0xff + 1) << state::GENERATION_SHIFT;
         let entry = Backend {
             addr,
             port,

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::Addr;
 use common::tables::{RingRef, frontend_flags, state};
 
 use super::apply::state_of;
@@ -102,7 +103,22 @@ impl Memory {
                 self.resting_endpoints.insert(slot, until);
             }
         }
-        let free = Regions::new(referenced(have), have.ring_end).free;
+        for (slot, _) in have.present_backends() {
+            // They are the same until the first switch from one to the other.
+            let [a, b] = have.backend(slot).hops;
+            if a != b {
+                self.resting_hops.insert(slot, until);
+            }
+        }
+        for slot in 0..have.image.snat_addresses.len() {
+            let address = have.image.snat_addresses.read(slot);
+            // Its cursor alone stays when it is freed, and moves with the first flow.
+            if address.addr == Addr::UNSPECIFIED && address.cursor != 0 {
+                self.resting_snat.insert(slot as u8, until);
+            }
+        }
+        let end = have.image.ring_end().min(have.image.rings.len());
+        let free = Regions::new(referenced(have), end).free;
         self.resting_regions
             .extend(free.into_iter().map(|range| (range, until)));
         self.collect_endpoints = true;

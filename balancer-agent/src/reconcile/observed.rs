@@ -45,9 +45,6 @@ pub(super) struct Observed {
     pub frontend_end: u32,
     /// One more than the highest endpoint slot that was ever used.
     pub endpoint_end: u32,
-    /// One more than the highest ring chunk that was ever used, at the time of
-    /// reading.
-    pub ring_end: u32,
     /// What the indexes need, until the first plan after the reading takes it.
     pub repairs: Option<Vec<Step>>,
 }
@@ -69,7 +66,6 @@ impl Observed {
             backend_end: 0,
             frontend_end: 0,
             endpoint_end: 0,
-            ring_end: 0,
             repairs: None,
         };
         observed.read_backends(tables, pause);
@@ -148,6 +144,7 @@ impl Observed {
     }
 
     fn read_frontends(&mut self, tables: &Tables, pause: &mut dyn FnMut()) {
+        let mut ring_end = tables.ring_end();
         for slot in 0..tables.frontends.len() as u16 {
             breathe(u32::from(slot), pause);
             let entry = tables.frontends.read(u32::from(slot));
@@ -162,19 +159,22 @@ impl Observed {
                 for chunk in region(RingRef::from_word(entry.ring)) {
                     if chunk < tables.rings.len() {
                         self.image.rings.write(chunk, tables.rings.read(chunk));
-                        self.ring_end = self.ring_end.max(chunk + 1);
+                        ring_end = ring_end.max(chunk + 1);
                     }
                 }
             }
         }
+        // The chunks say of themselves that they were used unless all their slots are
+        // backend 0. This finds what was written before the header had the end.
         let mut is_used = |chunk: &u32| {
             breathe(*chunk, pause);
             tables.rings.read(*chunk).0.iter().any(|&slot| slot != 0)
         };
-        let rest = (self.ring_end..tables.rings.len()).rev();
+        let rest = (ring_end..tables.rings.len()).rev();
         if let Some(last) = { rest }.find(&mut is_used) {
-            self.ring_end = last + 1;
+            ring_end = last + 1;
         }
+        self.image.raise_ring_end(ring_end);
     }
 
     /// A backend of the image.

@@ -123,7 +123,7 @@ fn unknown(name: &str) -> KernelError {
 pub(super) fn write_header(tables: &Tables, settings: Settings, netns_cookie: u64) {
     let header = Header {
         abi_version: 0,
-        reserved: 0,
+        ring_end: 0,
         settings,
         netns_cookie,
     };

@@ -456,10 +456,7 @@ fn responses_without_a_body_end_at_their_head() {
 #[test]
 fn times_run_out() {
     local(async {
-        let short = |http: &mut PoolHttp| {
-            http.timeouts.response = Duration::from_millis(150);
-            http.timeouts.idle = Duration::from_millis(150);
-        };
+        const SHORT: Duration = Duration::from_millis(150);
         let (address, _) = server(async |mut talk: Talk| {
             let head = talk.head().await.unwrap_or_default();
             if head.starts_with("PUT") {
@@ -469,10 +466,18 @@ fn times_run_out() {
             talk.ended().await;
         })
         .await;
-        let to = Rc::new(Connections::new(address, speech(short)));
+        let to = Rc::new(Connections::new(
+            address,
+            speech(|http| http.timeouts.response = SHORT),
+        ));
         let (result, ..) = Ask::new(Method::GET).send(&to).await;
         let failure = result.err().unwrap();
         assert!(matches!(failure.error, SendError::Timeout) && failure.sent);
+
+        let to = Rc::new(Connections::new(
+            address,
+            speech(|http| http.timeouts.idle = SHORT),
+        ));
         let Ok(Sent::Response(_, body)) = Ask::new(Method::PUT).send(&to).await.0 else {
             panic!("no response");
         };

@@ -4,6 +4,7 @@
 mod problems;
 mod random;
 mod refresh;
+mod restarts;
 mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet};

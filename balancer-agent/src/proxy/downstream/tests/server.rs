@@ -71,6 +71,10 @@ impl Handler for Paths {
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 Response::new(Body::full("slow"))
             }
+            "/slower" => {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                Response::new(Body::full("slower"))
+            }
             "/big" => Response::new(Body::full(vec![b'x'; 64 << 20])),
             "/ignore" => Response::new(Body::full("ignored")),
             "/hints" => {

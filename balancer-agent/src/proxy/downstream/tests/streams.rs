@@ -157,8 +157,8 @@ fn limits_hold_for_streams() {
         f.limits.body_bytes = Some(1000);
         f.limits.headers = 5;
         f.limits.target_bytes = 50;
-        f.timeouts.body_idle = Duration::from_millis(300);
     });
+    let impatient = Server::start(|f| f.timeouts.body_idle = Duration::from_millis(300));
     run(async {
         let mut send = plain(&server).await;
         // Told in advance, and found out.
@@ -172,7 +172,8 @@ fn limits_hold_for_streams() {
         let response = send.send_request(to("/echo", body)).await.unwrap();
         assert_eq!(response.status(), 413);
         let body = StreamBody::new(futures::stream::pending()).boxed_unsync();
-        let response = send.send_request(to("/echo", body)).await.unwrap();
+        let mut to_impatient = plain(&impatient).await;
+        let response = to_impatient.send_request(to("/echo", body)).await.unwrap();
         assert_eq!(response.status(), 408);
         let mut request = to("/x", empty());
         for i in 0..6 {
@@ -196,7 +197,8 @@ fn limits_hold_for_streams() {
     });
     let live = server.live();
     assert_eq!(live.refused(Refused::BodyTooLarge), 2);
-    assert_eq!(live.refused(Refused::Timeout), 1);
+    assert_eq!(live.refused(Refused::Timeout), 0);
+    assert_eq!(impatient.live().refused(Refused::Timeout), 1);
     assert_eq!(live.refused(Refused::HeadTooLarge), 2);
     assert_eq!(live.refused(Refused::Malformed), 1);
     let refused = server.log.refused.lock().unwrap();
@@ -301,7 +303,6 @@ fn endless_continuation_ends_the_connection() {
 fn times_hold_for_connections() {
     let server = Server::start(|f| {
         f.timeouts.keep_alive = Duration::from_millis(300);
-        f.timeouts.send = Duration::from_millis(400);
     });
     let live = server.live();
     // Idle.
@@ -312,6 +313,8 @@ fn times_hold_for_connections() {
         live.connections_total.load(Relaxed) == 1 && live.connections.load(Relaxed) == 0
     });
     // It asks, but opens no window.
+    let server = Server::start(|f| f.timeouts.send = Duration::from_millis(400));
+    let live = server.live();
     let mut stuck = server.connect();
     stuck.write_all(PREFACE).unwrap();
     stuck
