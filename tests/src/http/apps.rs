@@ -125,6 +125,8 @@ impl App {
     #[track_caller]
     pub fn close_connections(&self) {
         self.order("close");
+        // The order is heard at once, and obeyed by each connection in its turn.
+        wait_until("connections to be closed", BOUND, || self.stats().open == 0);
     }
 
     /// Forgets log and counters.

@@ -3,6 +3,11 @@
 //! Each request pays in its percentage, each retry takes out 100. What is saved is bounded,
 //! so that a quiet hour does not buy a storm. Beside it a small allowance refills with time:
 //! where there is little traffic, the percentage alone would forbid every retry.
+//!
+//! A server that dies takes all its requests with it in one moment, which may be more than
+//! any percentage: to ask others is to move load, not to add to it. So the budget is not
+//! touched by as many broken exchanges a second as requests are under way. A request that
+//! kills every server that it meets does not profit: it is under way once.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -22,7 +27,14 @@ pub struct Budget {
     /// The allowance as a time: when it would have been empty, refilling since. It is
     /// full when this is [`ALWAYS`] refills ago or longer.
     empty_at: AtomicU64,
+    /// Seconds of the clock, and beneath them how many retries have moved load in this one.
+    moved: AtomicU64,
 }
+
+/// Bits of [`Budget::moved`] that count.
+const MOVED_BITS: u32 = 32;
+/// Retries that move load, per request under way and second.
+const MOVES: u64 = 2;
 
 impl Budget {
     /// A first attempt is made.
@@ -32,6 +44,22 @@ impl Budget {
         if percent > 0 && self.saved.load(Relaxed) < SAVED_MAX {
             self.saved.fetch_add(u64::from(percent), Relaxed);
         }
+    }
+
+    /// Whether a retry only moves load off a server that went away, with so many requests
+    /// under way in the pool. `now` in microseconds.
+    pub fn moves(&self, now: u64, in_flight: u64) -> bool {
+        let second = now / 1_000_000;
+        let most = in_flight.saturating_mul(MOVES).min(u64::from(u32::MAX));
+        self.moved
+            .fetch_update(Relaxed, Relaxed, |moved| {
+                let count = match moved >> MOVED_BITS == second {
+                    true => moved & u64::from(u32::MAX),
+                    false => 0,
+                };
+                (count < most).then_some(second << MOVED_BITS | (count + 1))
+            })
+            .is_ok()
     }
 
     /// Takes the price of one retry; false when there is nothing left. `now` in
@@ -60,6 +88,22 @@ mod tests {
 
     fn drain(budget: &Budget, now: u64) -> usize {
         (0..10_000).take_while(|_| budget.withdraw(now)).count()
+    }
+
+    #[test]
+    fn what_dies_at_once_is_moved_once() {
+        let budget = Budget::default();
+        let moved = |now, in_flight| {
+            (0..10_000)
+                .take_while(|_| budget.moves(now, in_flight))
+                .count()
+        };
+        assert_eq!(moved(5_000_000, 300), 600);
+        assert_eq!(moved(5_999_999, 300), 0);
+        assert_eq!(moved(6_000_000, 1), 2);
+        assert_eq!(moved(6_500_000, 2), 2, "more under way, more may move");
+        assert_eq!(moved(7_000_000, 0), 0);
+        assert_eq!(drain(&budget, 1), 10, "the budget itself is whole");
     }
 
     #[test]

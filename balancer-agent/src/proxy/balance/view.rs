@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::clock;
 use super::hash::{self, Competitor};
 use super::live::{BackendLive, PoolLive};
 use crate::model::http::{BackendHttp, Observe, Sticky};
@@ -93,6 +94,14 @@ impl BackendView {
 }
 
 impl PoolView {
+    /// Whether a request may be repeated because its backend went away before it answered;
+    /// takes its price from the budget unless it only moves load.
+    pub fn may_move(&self) -> bool {
+        let backends = self.backends.iter();
+        let in_flight = backends.map(|b| u64::from(b.live.in_flight())).sum();
+        self.live.budget.moves(clock::now(), in_flight) || self.live.may_retry()
+    }
+
     /// A view of `pool`. What is alive of `previous` is taken over: the pool's state, and of
     /// every backend with the same name and address its counters, ejection and start.
     ///

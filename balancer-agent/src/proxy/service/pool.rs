@@ -270,9 +270,11 @@ pub(super) async fn serve(
                     && !late
                     && (tried.len() as u32) < http.retries.attempts
                     && body.rewind()
-                    // A server that dies takes all its requests with it at once: those are
-                    // not held against the budget.
-                    && (error.is_gone() || view.live.may_retry())
+                    && match &error {
+                        error if error.is_refused() => true,
+                        error if error.is_gone() => view.may_move(),
+                        _ => view.live.may_retry(),
+                    }
                 {
                     tried.push(chosen);
                     continue;

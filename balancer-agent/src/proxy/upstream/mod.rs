@@ -119,18 +119,17 @@ impl SendError {
 }
 
 impl SendError {
-    /// Whether the backend was not there, or went away before it answered: to ask another
-    /// one moves load, where repeating what was too slow or failed would add to it.
+    /// Whether the backend was not there: asking another one costs it nothing.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::Tls(_) | Self::ConnectTimeout)
+    }
+
+    /// Whether the backend went away before it answered: to ask another one moves load,
+    /// where repeating what was too slow or failed would add to it.
     pub fn is_gone(&self) -> bool {
         matches!(
             self,
-            Self::Connect(_)
-                | Self::Tls(_)
-                | Self::ConnectTimeout
-                | Self::Stale
-                | Self::Closed(_)
-                | Self::Cut(_)
-                | Self::Http2(_)
+            Self::Stale | Self::Closed(_) | Self::Cut(_) | Self::Http2(_)
         )
     }
 }
