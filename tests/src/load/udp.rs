@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
@@ -10,6 +11,13 @@ use tokio::time::timeout;
 
 use super::block_on;
 use crate::netns::Netns;
+
+/// Ports of our own, below those that the kernel hands out. Each is used once, as far as
+/// they go: one that came round would go on with an earlier flow, whose entry outlives its
+/// socket.
+const FIRST_PORT: u16 = 10_000;
+const PORTS: u16 = 20_000;
+static PORT: AtomicU16 = AtomicU16::new(0);
 
 /// One flow's story.
 #[derive(Clone, Debug)]
@@ -41,7 +49,6 @@ pub fn flows(
     ns.enter(|| {
         block_on(async {
             let mut all = Vec::new();
-            // Kept open: a port that came round would go on with an earlier flow.
             let mut sockets = Vec::new();
             for number in 0..flows {
                 let (flow, socket) = flow(target, number, datagrams, patience).await;
@@ -68,11 +75,18 @@ async fn flow(
     datagrams: usize,
     patience: Duration,
 ) -> (Flow, UdpSocket) {
-    let any: SocketAddr = match target {
-        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
-        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    let socket = loop {
+        let port = FIRST_PORT + PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
+        let any: SocketAddr = match target {
+            SocketAddr::V4(_) => ([0, 0, 0, 0], port).into(),
+            SocketAddr::V6(_) => ([0u16; 8], port).into(),
+        };
+        match UdpSocket::bind(any).await {
+            Ok(socket) => break socket,
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(error) => panic!("a UDP socket: {error}"),
+        }
     };
-    let socket = UdpSocket::bind(any).await.expect("a UDP socket");
     socket.connect(target).await.expect("a route");
     let mut answers = Vec::new();
     for sequence in 0..datagrams {
