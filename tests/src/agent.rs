@@ -287,13 +287,20 @@ impl Agent {
         });
     }
 
-    /// Waits until every backend of every pool is up.
+    /// Waits until every backend of every pool is up, and the kernel's tables say so too:
+    /// whoever kills the agent next must find them whole.
     #[track_caller]
     pub fn wait_all_up(&self) {
         wait_until("all backends to be up", READY, || {
             let status = self.look().expect("the agent to answer");
+            let node = &status["node"];
+            let steers = !node["program_id"].is_null();
+            let up = |backend: &Value| {
+                backend["health"] == "up" && (!steers || backend["usable"] == true)
+            };
             let mut all = backends(&status).peekable();
-            all.peek().is_some() && all.all(|backend| backend["health"] == "up")
+            let applied = node["generation_applied"] == node["generation_desired"];
+            applied && all.peek().is_some() && all.all(up)
         });
     }
 
