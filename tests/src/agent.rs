@@ -282,8 +282,11 @@ impl Agent {
         wait_until(&format!("{pool}/{backend} to be {health}"), READY, || {
             let status = self.look().expect("the agent to answer");
             let found = find_backend(&status, pool, backend);
-            found.unwrap_or_else(|| panic!("no backend {pool}/{backend} in {status:#}"))["health"]
-                == health
+            let found =
+                found.unwrap_or_else(|| panic!("no backend {pool}/{backend} in {status:#}"));
+            // The verdict is known a moment before the kernel's tables follow it.
+            let follows = health != "down" || found["usable"] != true;
+            found["health"] == health && follows
         });
     }
 
