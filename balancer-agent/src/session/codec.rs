@@ -186,6 +186,8 @@ pub enum Record<'a> {
     },
     /// State of a node.
     Status {
+        /// Counts the reports of this life: an older one that comes late is not news.
+        round: u64,
         /// Its view.
         view: u64,
         /// See [`Flags`].
@@ -561,8 +563,14 @@ impl<'a> Record<'a> {
                 put_varint(out, *req);
                 result.encode(out);
             }
-            Self::Status { view, flags, known } => {
+            Self::Status {
+                round,
+                view,
+                flags,
+                known,
+            } => {
                 out.push(8);
+                put_varint(out, *round);
                 out.extend_from_slice(&view.to_le_bytes());
                 out.push(
                     u8::from(flags.admitted)
@@ -723,6 +731,7 @@ impl<'a> Record<'a> {
                 result: ResultRef::decode(reader)?,
             },
             8 => Self::Status {
+                round: reader.varint()?,
                 view: reader.u64()?,
                 flags: match reader.byte()? {
                     bits @ 0..=7 => Flags {

@@ -19,6 +19,8 @@ pub(super) struct Peer {
     pub missed: bool,
     /// What it said in this incarnation.
     pub flags: Option<Flags>,
+    /// The number of that report.
+    pub round: u64,
     /// The view that it said it has.
     pub view: u64,
     /// When it said so.
@@ -35,6 +37,7 @@ impl Peer {
             in_flight: 0,
             missed: false,
             flags: None,
+            round: 0,
             view: 0,
             heard: Time(0),
         }

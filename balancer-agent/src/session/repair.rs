@@ -263,6 +263,11 @@ impl Store {
     }
 
     fn take_digests(&mut self, from: NodeId, key: u32, nonce: u64, items: &[(u16, u64)]) {
+        // Only an admitted node compares. Its report of that may be late or lost, and from
+        // here on its acknowledgements count.
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.flags.get_or_insert_default().admitted = true;
+        }
         let group = self.group_of(key).map(|g| &self.groups[g]);
         let differ = |&(bucket, digest): &(u16, u64)| {
             let ours = group.and_then(|group| group.buckets.get(usize::from(bucket)));

@@ -123,6 +123,8 @@ pub struct Store {
     pub(super) peers: BTreeMap<NodeId, Peer>,
     /// Nodes that were members, and when each was last seen as one.
     pub(super) known: BTreeMap<NodeId, i64>,
+    /// Reports of this node's state so far.
+    pub(super) reports: u64,
     /// Members of the last view in which this node served.
     pub(super) weight: u32,
     /// Since when every node known has been here and clean.
@@ -177,6 +179,7 @@ impl Store {
             phase: Phase::Waiting,
             peers: BTreeMap::new(),
             known: BTreeMap::new(),
+            reports: 0,
             weight: 0,
             clean_since: None,
             ops: BTreeMap::new(),
@@ -282,7 +285,10 @@ impl Store {
             .next_status
             .min(self.next_sweep)
             .min(self.next_round)
-            .min(self.repair.wake.unwrap_or(Time(u64::MAX)));
+            .min(match self.repair.wake {
+                Some(wake) if self.admitted() => wake,
+                _ => Time(u64::MAX),
+            });
         let op = self.timers.first().map_or(fixed, |&(time, _)| time);
         let outside = self.external.values().min().copied();
         let join = self.join_wake();
@@ -354,7 +360,12 @@ impl Store {
                 op,
             } => self.take_forward(from, req, group, issued, id, op),
             Record::Outcome { req, result } => self.take_outcome(from, req, result),
-            Record::Status { view, flags, known } => self.take_status(from, view, flags, &known),
+            Record::Status {
+                round,
+                view,
+                flags,
+                known,
+            } => self.take_status(from, round, (view, flags), &known),
             Record::Join => self.take_join(from),
             Record::JoinReply {
                 ready,

@@ -362,7 +362,9 @@ impl Store {
     pub(super) fn send_status(&mut self) {
         let now = self.now.signed();
         let gone = self.known.iter().filter(|(node, _)| !self.peers.contains_key(node));
+        self.reports += 1;
         let status = Record::Status {
+            round: self.reports,
             view: self.view.id,
             flags: self.flags(),
             known: gone
@@ -378,15 +380,21 @@ impl Store {
     pub(super) fn take_status(
         &mut self,
         from: NodeId,
-        view: u64,
-        flags: Flags,
+        round: u64,
+        (view, flags): (u64, Flags),
         known: &[(NodeId, u64)],
     ) {
         let now = self.now;
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
-        peer.flags = Some(flags);
+        if round <= peer.round {
+            return;
+        }
+        peer.round = round;
+        // Once admitted, a node stays so for this life, and may have shown it otherwise.
+        let admitted = flags.admitted || peer.flags.is_some_and(|old| old.admitted);
+        peer.flags = Some(Flags { admitted, ..flags });
         peer.view = view;
         peer.heard = now;
         if flags.admitted {

@@ -32,6 +32,8 @@ pub struct Floor {
     pub version: Version,
     /// Nodes that were said to hold it, the coordinator too.
     pub holders: usize,
+    /// Whether all that hold it have it on disk, if they have disks.
+    pub durable: bool,
     /// Nodes that have lost what they held since the write began.
     pub lost: BTreeSet<usize>,
 }
@@ -45,12 +47,13 @@ pub struct Tracked {
     pub class: Class,
     /// What must be there.
     pub floor: Option<Floor>,
-    /// Puts that have begun and not ended, and the epochs that ended ones made.
-    pub open_puts: usize,
-    /// Greatest epoch that any answer has shown.
-    pub epoch: u64,
-    /// A calm read found nothing: up to this epoch, nothing may come back while calm.
-    pub gone: Option<u64>,
+    /// The greatest version that all wanted copies have acknowledged: reads must find it.
+    pub fresh: Option<Version>,
+    /// When it was last asked for in a way that keeps it alive, in true microseconds.
+    pub used: u64,
+    /// A calm read on this node found nothing: up to this epoch, nothing may come back there
+    /// while it stays calm.
+    pub gone: Option<(usize, u64)>,
 }
 
 /// A broken promise.
@@ -64,20 +67,29 @@ impl Tracked {
             id: format!("session-{number:04}").into_bytes(),
             class,
             floor: None,
-            open_puts: 0,
-            epoch: 0,
+            fresh: None,
+            used: 0,
             gone: None,
         }
     }
 
     /// A write was acknowledged; `lost` are the nodes that lost what they held since it
     /// began.
-    pub fn acknowledged(&mut self, version: Version, holders: usize, lost: BTreeSet<usize>) {
-        self.epoch = self.epoch.max(version.epoch);
+    pub fn acknowledged(
+        &mut self,
+        version: Version,
+        holders: usize,
+        (durable, degraded): (bool, bool),
+        lost: BTreeSet<usize>,
+    ) {
+        if !degraded {
+            self.fresh = self.fresh.max(Some(version));
+        }
         if self.floor.as_ref().is_none_or(|floor| floor.version < version) {
             self.floor = Some(Floor {
                 version,
                 holders,
+                durable,
                 lost,
             });
         }
@@ -93,17 +105,31 @@ impl Tracked {
         self.still_held(best)
     }
 
+    /// A node lost what was not on its disk yet.
+    pub fn node_torn(&mut self, node: usize, best: Option<Version>) -> Result<(), Broken> {
+        if let Some(floor) = &mut self.floor
+            && !floor.durable
+        {
+            floor.lost.insert(node);
+        }
+        self.still_held(best)
+    }
+
     /// Checks that the acknowledged version, or a greater one, is somewhere.
     pub fn still_held(&mut self, best: Option<Version>) -> Result<(), Broken> {
         let Some(floor) = &self.floor else {
             return Ok(());
         };
-        // A deletion may be forgotten everywhere; that it does not return is checked by
-        // what is found.
-        if floor.version.deleted || best.is_some_and(|best| best >= floor.version) {
+        if best.is_some_and(|best| best >= floor.version) {
             return Ok(());
         }
-        if floor.lost.len() < floor.holders {
+        let excused = floor.lost.len() >= floor.holders;
+        if floor.version.deleted && !excused {
+            // A deletion may be forgotten everywhere in time. That what it ended does not
+            // return is checked by what is found.
+            return Ok(());
+        }
+        if !excused {
             return Err(Broken(format!(
                 "acknowledged write lost: session {} was acknowledged in {:?} by {} nodes, only \
                  {:?} have lost what they held since, and the greatest version left is {best:?}",
@@ -114,29 +140,30 @@ impl Tracked {
             )));
         }
         self.floor = None;
+        self.fresh = None;
         Ok(())
     }
 
     /// A read found this (or nothing), and `due` was acknowledged before it began.
-    pub fn read(&self, due: &Floor, found: Option<Version>) -> Result<(), Broken> {
+    pub fn read(&self, due: Version, found: Option<Version>) -> Result<(), Broken> {
         let kept = match found {
-            Some(version) => version >= due.version,
+            Some(version) => version >= due,
             // Only a session that is never deleted must be there.
-            None => due.version.deleted || self.class != Class::Lasting,
+            None => due.deleted || self.class != Class::Lasting,
         };
         match kept {
             true => Ok(()),
-            false if due.version.deleted => Err(Broken(format!(
+            false if due.deleted => Err(Broken(format!(
                 "deleted session returned: {} was deleted in {:?} before the read that found \
                  {found:?} began",
                 self.name(),
-                due.version,
+                due,
             ))),
             false => Err(Broken(format!(
                 "stale read: session {} was acknowledged in {:?} before the read that found \
                  {found:?} began",
                 self.name(),
-                due.version,
+                due,
             ))),
         }
     }
