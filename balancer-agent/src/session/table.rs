@@ -460,6 +460,7 @@ impl Group {
         let bucket = &mut self.buckets[usize::from(index)];
         let table = std::mem::take(&mut bucket.table);
         bucket.digest = 0;
+        bucket.confirmed = Set::default();
         for entry in table {
             self.forget(&entry);
         }

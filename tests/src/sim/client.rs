@@ -136,20 +136,25 @@ pub(super) fn act(world: &mut World) -> Result<(), Broken> {
     let client = &mut world.client;
     client.tokens += 1;
     let token = Token(client.tokens);
-    let tracked = &mut client.sessions[session];
+    let known = client.sessions[session].fresh;
+    let known = known.filter(|due| {
+        let id = &world.client.sessions[session].id;
+        !only_elsewhere(world, id, *due)
+    });
+    let tracked = &mut world.client.sessions[session];
     let asked = Asked {
         node,
         run: world.nodes[node].run,
         session,
         kind,
-        due: tracked.fresh,
+        due: known,
         lost: BTreeSet::new(),
         calm: world.calm.then_some(world.storms),
     };
     if !matches!(op, Op::Get { touch: false }) {
         tracked.used = world.now;
     }
-    client.asked.insert(token, asked);
+    world.client.asked.insert(token, asked);
     let id = tracked.id.clone();
     world.handle(
         node,
