@@ -124,6 +124,11 @@ impl Tracked {
             return Ok(());
         }
         let excused = floor.lost.len() >= floor.holders;
+        if best.is_none() && self.class != Class::Lasting && !excused {
+            // It has come to its end, or a deletion without an answer was done after all,
+            // and the tombstone is forgotten.
+            return Ok(());
+        }
         if floor.version.deleted && !excused {
             // A deletion may be forgotten everywhere in time. That what it ended does not
             // return is checked by what is found.
