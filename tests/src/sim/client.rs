@@ -136,25 +136,20 @@ pub(super) fn act(world: &mut World) -> Result<(), Broken> {
     let client = &mut world.client;
     client.tokens += 1;
     let token = Token(client.tokens);
-    let known = client.sessions[session].fresh;
-    let known = known.filter(|due| {
-        let id = &world.client.sessions[session].id;
-        !only_elsewhere(world, id, *due)
-    });
-    let tracked = &mut world.client.sessions[session];
+    let tracked = &mut client.sessions[session];
     let asked = Asked {
         node,
         run: world.nodes[node].run,
         session,
         kind,
-        due: known,
+        due: tracked.fresh,
         lost: BTreeSet::new(),
         calm: world.calm.then_some(world.storms),
     };
     if !matches!(op, Op::Get { touch: false }) {
         tracked.used = world.now;
     }
-    world.client.asked.insert(token, asked);
+    client.asked.insert(token, asked);
     let id = tracked.id.clone();
     world.handle(
         node,
@@ -218,11 +213,12 @@ pub(super) fn answered(
         && calm
         && world.client.sync
         && let Some(due) = asked.due
-        && tracked.floor.as_ref().is_some_and(|floor| floor.version >= due)
-        && !only_elsewhere(world, &tracked.id, due)
+        && tracked.fresh >= Some(due)
     {
         world.report.checked_reads += 1;
-        tracked.read(due, found)?;
+        tracked.read(due, found).map_err(|Broken(text)| {
+            Broken(format!("{text}; {}", world.who_has(&tracked.id)))
+        })?;
     }
     let ended = world.best(&tracked.id, true).filter(|version| version.deleted);
     let tracked = &mut world.client.sessions[asked.session];
@@ -249,10 +245,22 @@ pub(super) fn answered(
     Ok(())
 }
 
-/// Whether the nodes that still have a version all do not serve: they are down with it on
-/// their disks, or have not caught up. Then the others cannot know it.
-fn only_elsewhere(world: &World, id: &[u8], version: Version) -> bool {
-    world.best(id, true) < Some(version) && world.best(id, false) >= Some(version)
+/// A node has stopped serving. If it was the last that served with some version, others
+/// have it at most on their disks, or have not caught up: until they have, no read can know
+/// of it.
+pub(super) fn hide(world: &mut World) {
+    for number in 0..world.client.sessions.len() {
+        let tracked = &world.client.sessions[number];
+        let serving = world.best(&tracked.id, true);
+        if tracked.fresh.is_some_and(|fresh| serving < Some(fresh) && !gone(world, tracked, fresh)) {
+            world.client.sessions[number].fresh = None;
+        }
+    }
+}
+
+/// Whether a deletion has been forgotten everywhere, in its time.
+fn gone(world: &World, tracked: &Tracked, fresh: Version) -> bool {
+    fresh.deleted && world.best(&tracked.id, false) < Some(fresh)
 }
 
 /// The first difference between what the nodes hold and what they should.

@@ -507,6 +507,9 @@ impl World {
             Output::Ready(ready) => {
                 self.say(|| format!("node {index} ready: {ready}"));
                 self.nodes[index].ready = ready;
+                if !ready {
+                    super::client::hide(self);
+                }
                 self.note(u64::from(ready));
             }
             Output::External { .. } => {
@@ -578,6 +581,21 @@ impl World {
         let nodes = self.nodes.iter().zip(&self.beliefs);
         let nodes = nodes.filter(|(node, belief)| belief.up && node.ready || !serving);
         nodes.filter_map(|(node, _)| node.store.version_of(GROUP, id)).max()
+    }
+
+    /// What each node has of a session, for the report of a broken promise.
+    pub fn who_has(&self, id: &[u8]) -> String {
+        let mut text = String::new();
+        for (index, (node, belief)) in self.nodes.iter().zip(&self.beliefs).enumerate() {
+            let version = node.store.version_of(GROUP, id);
+            let stamp = version.map(|version| (version.stamp, version.deleted));
+            let holders = node.store.holders(GROUP, id);
+            text += &format!(
+                "node {index} (up {}, ready {}) has {stamp:?} and sees the holders {holders:?}; ",
+                belief.up, node.ready
+            );
+        }
+        text
     }
 
     /// A node has lost what it held.
@@ -793,6 +811,7 @@ impl World {
             true => self.torn(index)?,
             false => self.lost(index)?,
         }
+        super::client::hide(self);
         self.gossip(200, 1200);
         let away = match self.rng.below(10) {
             0 => self.rng.range(5_500, 9_000),
