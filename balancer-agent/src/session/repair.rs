@@ -596,6 +596,25 @@ impl Store {
         }
     }
 
+    /// Offers a peer all buckets that it shares, because copies for it were dropped: it
+    /// fetches at its own pace, where pushing would fill its outbox again.
+    pub(super) fn offer_shared(&mut self, to: NodeId) {
+        let mut offers: Vec<(u32, Vec<u16>)> = Vec::new();
+        for group in &self.groups {
+            let Some(index) = group.index_of(to) else {
+                continue;
+            };
+            let shared = (0_u16..).zip(&group.buckets).filter(|(_, bucket)| {
+                !bucket.table.is_empty() && bucket.holders.has(index)
+            });
+            let shared: Vec<u16> = shared.map(|(b, _)| b).collect();
+            offers.extend(shared.chunks(QUERY).map(|part| (group.key, part.to_vec())));
+        }
+        for (group, buckets) in offers {
+            self.send(to, &Record::Offer { group, buckets });
+        }
+    }
+
     /// Offers strays to those who should hold them.
     pub(super) fn offer_strays(&mut self) {
         let mut offers: BTreeMap<(NodeId, u32), Vec<u16>> = BTreeMap::new();

@@ -229,7 +229,7 @@ impl Store {
                     peer.sent();
                     if peer.missed && peer.waiting() < self.config.limits.outbox / 2 {
                         peer.missed = false;
-                        self.compare_with(to);
+                        self.offer_shared(to);
                     }
                 }
                 Ok(())
