@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use balancer_agent::session::{Manager, Sabotage};
-use balancer_tests::sim::world::Counts;
-use balancer_tests::sim::{Options, Report, run};
+use balancer_tests::sim::{Counts, Options, Report, run};
 
 /// The managers by name, and whether they are on disk.
 const MANAGERS: [(&str, Manager, bool); 5] = [

@@ -7,10 +7,10 @@
 //! them through any course of events, and do it again.
 //!
 //! - `types`, `config`, `counters`: the words, the bounds, the counts;
-//! - `codec`, `wire`: the messages;
+//! - `codec`, `record`, `wire`: the messages;
 //! - `placement`, `table`: where a session belongs, and the sessions of one group;
-//! - `store`: inputs and outputs; `view`: membership and the way to readiness; `ops`:
-//!   operations; `repair`: comparing and fetching; `upkeep`: timers, ends, the memory
+//! - `store`: inputs and outputs; `view`: membership and the way to readiness; `ops`,
+//!   `execute`: operations; `repair`, `pull`: comparing and fetching; `upkeep`: timers, ends, the memory
 //!   bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in.
 //!
 //! The protocol, what it promises and what not, is described in `docs/sessions.md`.
@@ -19,10 +19,13 @@ pub mod codec;
 mod config;
 mod counters;
 mod disk;
+mod execute;
 mod inspect;
 mod ops;
 mod outbox;
 mod placement;
+mod pull;
+mod record;
 mod repair;
 mod store;
 mod table;

@@ -95,7 +95,7 @@ impl Client {
 
 /// One random request on one random node.
 pub(super) fn act(world: &mut World) -> Result<(), Broken> {
-    let up = world.up_nodes();
+    let up = world.up();
     let Some(node) = world.rng.pick(&up) else {
         return Ok(());
     };
@@ -273,7 +273,7 @@ fn gone(world: &World, tracked: &Tracked, fresh: Version) -> bool {
 
 /// The first difference between what the nodes hold and what they should.
 pub(super) fn differing(world: &World) -> Option<String> {
-    let up = world.up_nodes();
+    let up = world.up();
     for tracked in world
         .client
         .sessions
