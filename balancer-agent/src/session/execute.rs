@@ -37,13 +37,13 @@ impl Store {
         }
         let found = self.groups[g].find(hash, &pending.id);
         let writes = matches!(pending.op, Op::Put { .. } | Op::Bind { .. } | Op::Delete);
-        if let (Origin::Remote { node, req }, Some(entry)) = (pending.origin, found)
+        if let (Origin::Remote { node, life, req }, Some(entry)) = (pending.origin, found)
             && writes
             && entry.version().stamp > pending.issued
         {
             // It may have been issued before that write, and be long answered: only its
             // origin knows, and issues it again if it still waits.
-            return self.outcome(node, req, ResultRef::Stale);
+            return self.outcome((node, life), req, ResultRef::Stale);
         }
         let live = found.filter(|entry| !entry.deleted);
         let before = live.map(|entry| (entry.version(), entry.seq));
@@ -335,7 +335,14 @@ impl Store {
                 };
                 self.reply(token, outcome);
             }
-            Origin::Remote { node, req } => {
+            Origin::Remote { node, life, req } => {
+                if self
+                    .peers
+                    .get(&node)
+                    .is_none_or(|peer| peer.incarnation != life)
+                {
+                    return;
+                }
                 let result = match end {
                     End::Found => match entry {
                         Some(entry) => ResultRef::Found(group.wire(entry, now)),

@@ -25,7 +25,12 @@ use super::types::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Origin {
     Local(Token),
-    Remote { node: NodeId, req: u64 },
+    /// Another node, in this life: its numbers begin anew with each.
+    Remote {
+        node: NodeId,
+        life: u64,
+        req: u64,
+    },
 }
 
 /// An operation that could not be done at once.
@@ -172,8 +177,8 @@ impl Store {
     pub(super) fn park(&mut self, pending: Pending, wait: u64) -> u64 {
         let number = self.next_op;
         self.next_op += 1;
-        if let Origin::Remote { node, req } = pending.origin {
-            self.remote.insert((node, req), number);
+        if let Origin::Remote { life, req, .. } = pending.origin {
+            self.remote.insert((life, req), number);
         }
         self.ops.insert(number, pending);
         self.set_wake(number, wait);
@@ -191,8 +196,8 @@ impl Store {
     pub(super) fn unpark(&mut self, number: u64) -> Option<Pending> {
         let pending = self.ops.remove(&number)?;
         self.timers.remove(&(pending.wake, number));
-        if let Origin::Remote { node, req } = pending.origin {
-            self.remote.remove(&(node, req));
+        if let Origin::Remote { life, req, .. } = pending.origin {
+            self.remote.remove(&(life, req));
         }
         Some(pending)
     }
@@ -236,7 +241,9 @@ impl Store {
             if let Some(pending) = self.unpark(number) {
                 match pending.origin {
                     Origin::Local(_) => self.forward(pending, 0),
-                    Origin::Remote { node, req } => self.outcome(node, req, ResultRef::NotMine),
+                    Origin::Remote { node, life, req } => {
+                        self.outcome((node, life), req, ResultRef::NotMine);
+                    }
                 }
             }
             return;
@@ -367,31 +374,38 @@ impl Store {
         id: &[u8],
         op: OpRef<'_>,
     ) {
-        let Some(g) = self.group_of(key) else {
-            return self.outcome(from, req, ResultRef::NotMine);
+        let Some(life) = self.peers.get(&from).map(|peer| peer.incarnation) else {
+            return;
         };
-        if self.remote.contains_key(&(from, req)) {
-            return self.outcome(from, req, ResultRef::Working);
+        let Some(g) = self.group_of(key) else {
+            return self.outcome((from, life), req, ResultRef::NotMine);
+        };
+        if self.remote.contains_key(&(life, req)) {
+            return self.outcome((from, life), req, ResultRef::Working);
         }
         if !self.ready() {
-            return self.outcome(from, req, ResultRef::NotReady);
+            return self.outcome((from, life), req, ResultRef::NotReady);
         }
         let op = own_op(op);
         if self.ops.len() >= self.config.limits.pending
             || invalid(id, &op, self.config.limits.data).is_some()
         {
             self.counters.busy += 1;
-            return self.outcome(from, req, ResultRef::Busy);
+            return self.outcome((from, life), req, ResultRef::Busy);
         }
         let group = &self.groups[g];
         let hash = group.hash(id);
         if !group.mine(group.bucket(hash)) {
-            return self.outcome(from, req, ResultRef::NotMine);
+            return self.outcome((from, life), req, ResultRef::NotMine);
         }
         // A little earlier than the asker's own bound, so that it hears of the end.
         let deadline = self.now.plus(self.config.timing.operation / 2);
         self.coordinate(Pending {
-            origin: Origin::Remote { node: from, req },
+            origin: Origin::Remote {
+                node: from,
+                life,
+                req,
+            },
             group: g,
             hash,
             id: id.into(),
@@ -406,8 +420,16 @@ impl Store {
         });
     }
 
-    pub(super) fn outcome(&mut self, node: NodeId, req: u64, result: ResultRef<'_>) {
-        self.send(node, &Record::Outcome { req, result });
+    /// Tells another node how its operation ended, if it still is in the life that asked.
+    pub(super) fn outcome(&mut self, to: (NodeId, u64), req: u64, result: ResultRef<'_>) {
+        let (node, life) = to;
+        if self
+            .peers
+            .get(&node)
+            .is_some_and(|peer| peer.incarnation == life)
+        {
+            self.send(node, &Record::Outcome { req, result });
+        }
     }
 
     pub(super) fn take_outcome(&mut self, from: NodeId, req: u64, result: ResultRef<'_>) {

@@ -112,7 +112,7 @@ pub(super) fn act(world: &mut World) -> Result<(), Broken> {
         ttl,
         data: rng
             .chance(40)
-            .then(|| vec![rng.next() as u8; rng.below(200) as usize].into()),
+            .then(|| vec![rng.word() as u8; rng.below(200) as usize].into()),
         expect,
     };
     let op = match rng.below(100) {

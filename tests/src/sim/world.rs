@@ -150,7 +150,7 @@ fn configure(options: &Options, rng: &mut Rng) -> Config {
         replication,
         persistent: options.persistent,
     };
-    let mut config = Config::new(node_id(0), [rng.next(), rng.next()], vec![group]);
+    let mut config = Config::new(node_id(0), [rng.word(), rng.word()], vec![group]);
     config.sabotage = options.sabotage;
     config.timing.retry = rng.range(30, 100);
     config.timing.operation = rng.range(600, 1500);
@@ -583,7 +583,7 @@ impl World {
         self.incarnations += 1;
         // Far apart, and not in the order of time: nothing may depend on it.
         let mut scatter = Rng::new(self.incarnations);
-        self.beliefs[index].incarnation = scatter.next();
+        self.beliefs[index].incarnation = scatter.word();
         self.beliefs[index].suspected = false;
     }
 
