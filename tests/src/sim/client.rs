@@ -28,6 +28,8 @@ struct Asked {
     due: Option<Version>,
     /// Nodes that lost what they held since it began.
     lost: BTreeSet<usize>,
+    /// Nodes that lost what was not on their disks since then.
+    torn: BTreeSet<usize>,
     /// The storm count if it was calm when it began.
     calm: Option<u64>,
 }
@@ -83,6 +85,12 @@ impl Client {
     pub(super) fn node_lost(&mut self, index: usize) {
         for asked in self.asked.values_mut() {
             asked.lost.insert(index);
+        }
+    }
+
+    pub(super) fn node_torn(&mut self, index: usize) {
+        for asked in self.asked.values_mut() {
+            asked.torn.insert(index);
         }
     }
 
@@ -147,6 +155,7 @@ pub(super) fn act(world: &mut World) -> Result<(), Broken> {
         kind,
         due: tracked.fresh,
         lost: BTreeSet::new(),
+        torn: BTreeSet::new(),
         calm: world.calm.then_some(world.storms),
     };
     if !matches!(op, Op::Get { touch: false }) {
@@ -199,6 +208,10 @@ pub(super) fn answered(
         } => {
             world.report.acknowledged += 1;
             let durable = world.client.sync && !degraded;
+            let mut lost = asked.lost;
+            if !durable {
+                lost.extend(asked.torn);
+            }
             let holders = (1 + usize::from(*copies)).min(world.copies);
             world.client.seen.insert(asked.session, *version);
             if world.client.evicting {
@@ -207,7 +220,7 @@ pub(super) fn answered(
                 return Ok(());
             }
             let tracked = &mut world.client.sessions[asked.session];
-            tracked.acknowledged(*version, holders, (durable, *degraded), asked.lost);
+            tracked.acknowledged(*version, holders, (durable, *degraded), lost);
             // It must be there now, if anything.
             let best = world.best(&world.client.sessions[asked.session].id, false);
             return world.client.sessions[asked.session].still_held(best);

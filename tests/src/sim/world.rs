@@ -525,6 +525,7 @@ impl World {
 
     /// A node kept its disk, and lost what was not on it yet.
     pub(super) fn torn(&mut self, index: usize) -> Result<(), Broken> {
+        self.client.node_torn(index);
         for number in 0..self.client.sessions.len() {
             let best = self.best(&self.client.sessions[number].id, false);
             self.client.sessions[number].node_torn(index, best)?;
