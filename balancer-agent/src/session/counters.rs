@@ -26,6 +26,9 @@ pub struct Counters {
     pub copies: u64,
     /// Synchronous writes answered at the time bound, with fewer copies than wanted.
     pub degraded: u64,
+    /// Synchronous writes answered with fewer copies than wanted because holders had not
+    /// caught up far enough to count.
+    pub thin: u64,
     /// Operations answered `Unavailable`.
     pub unavailable: u64,
     /// Operations refused because too many waited.

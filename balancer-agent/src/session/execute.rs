@@ -312,6 +312,12 @@ impl Store {
             End::Found => group.find(pending.hash, &pending.id),
             _ => None,
         };
+        if let End::Done(_, copies, false) = end
+            && group.replication == Replication::Sync
+        {
+            let others = group.bucket(pending.hash).holders.without(group.me);
+            self.counters.thin += u64::from(u32::from(copies) < others.0.count_ones());
+        }
         if matches!(end, End::Unavailable) {
             self.counters.unavailable += 1;
         }

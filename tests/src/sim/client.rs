@@ -221,6 +221,8 @@ pub(super) fn answered(
             }
             let tracked = &mut world.client.sessions[asked.session];
             tracked.acknowledged(*version, holders, (durable, *degraded), lost);
+            // Who did it may have stopped serving before the answer came.
+            hide(world);
             // It must be there now, if anything.
             let best = world.best(&world.client.sessions[asked.session].id, false);
             return world.client.sessions[asked.session].still_held(best);
