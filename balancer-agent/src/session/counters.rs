@@ -19,6 +19,8 @@ pub struct Counters {
     pub strays: u64,
     /// Bytes that wait for the disk.
     pub disk_backlog: u64,
+    /// Buckets that are still to be written whole.
+    pub disk_buckets: u64,
 
     /// Writes that this node coordinated.
     pub writes: u64,

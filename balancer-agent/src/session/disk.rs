@@ -54,6 +54,10 @@ impl Log {
         self.open.len()
     }
 
+    pub fn dirty(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// The batch that will hold what is appended now.
     fn next(&self) -> u64 {
         self.issued + 1

@@ -25,7 +25,8 @@
 //!    [`Timing::tombstone_min`] after it was sent: close a connection that stalls.
 //! 5. [`Output::Persist`] is written whole or not at all, in order, and reported as
 //!    [`Input::Persisted`] once it is safe. A driver that begins a new file calls
-//!    [`Store::rewrite`] and may drop the old file when all is written.
+//!    [`Store::rewrite`] and may drop the old file when [`Counters::disk_buckets`] and
+//!    [`Counters::disk_backlog`] are 0 and all batches are reported.
 //! 6. Every [`Input::Request`] ends in exactly one [`Output::Reply`].
 //!
 //! # Files

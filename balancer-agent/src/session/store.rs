@@ -317,6 +317,7 @@ impl Store {
             unsettled: self.repair.unsettled as u64,
             strays: self.strays().count() as u64,
             disk_backlog: self.log.backlog() as u64,
+            disk_buckets: self.log.dirty() as u64,
             ..self.counters
         }
     }

@@ -106,6 +106,8 @@ pub(super) struct World {
     pub(super) loss: u64,
     pub(super) doubling: u64,
     pub(super) stray_delay: u64,
+    /// Faults are this many times rarer: tombstones go only when it is calm for long.
+    lull: u64,
     pub(super) incarnations: u64,
     /// Counts the times at which the calm was broken.
     pub storms: u64,
@@ -205,6 +207,7 @@ impl World {
             loss: if rng.chance(50) { rng.below(15) } else { 0 },
             doubling: if rng.chance(50) { rng.below(15) } else { 0 },
             stray_delay: if rng.chance(60) { rng.below(12) } else { 0 },
+            lull: if rng.chance(25) { 6 } else { 1 },
             incarnations: 0,
             storms: 0,
             calm: false,
@@ -332,7 +335,7 @@ impl World {
             Event::Fault => {
                 if !self.quiet {
                     self.fault()?;
-                    let after = self.rng.range(100, 1800) * MILLI;
+                    let after = self.rng.range(100, 1800) * self.lull * MILLI;
                     self.push(after, Event::Fault);
                 }
             }
