@@ -13,4 +13,5 @@ pub mod nexthop;
 pub mod prober;
 pub mod proxy;
 pub mod reconcile;
+pub mod session;
 pub mod steering;

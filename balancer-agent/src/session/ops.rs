@@ -1,0 +1,877 @@
+//! Operations: from a caller's request, or a forwarded one, to its outcome.
+//!
+//! ```text
+//! request --> do I hold it (and is it mine to decide)? --no--> Forward to the primary
+//!                 | yes                                          | no answer: next holder
+//!             have I compared the bucket with all members? --no--> Gather their copies
+//!                 | yes                                          |
+//!             execute <------------------------------------------+
+//!                 | a write with `sync`
+//!             Copies: wait for acknowledgements (and the disk) --> outcome
+//! ```
+
+use smallvec::SmallVec;
+
+use super::codec::{EntryRef, OpRef, Record, ResultRef};
+use super::config::Sabotage;
+use super::placement::order;
+use super::store::{Output, Store, push};
+use super::types::{
+    Expect, GroupId, MAX_ID, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, NodeId, Op, Outcome, Replication,
+    Session, Time, Token, Version,
+};
+
+/// Who waits for an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Origin {
+    Local(Token),
+    Remote { node: NodeId, req: u64 },
+}
+
+/// An operation that could not be done at once.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub origin: Origin,
+    pub group: usize,
+    pub hash: u64,
+    pub id: Box<[u8]>,
+    pub op: Op,
+    pub stage: Stage,
+    pub deadline: Time,
+    /// Lamport clock when it was issued.
+    pub issued: u64,
+    /// Do it here even if another node would be preferred.
+    pub forced: bool,
+    pub wake: Time,
+}
+
+/// What it waits for.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// The copies of these nodes.
+    Gather { waiting: SmallVec<[NodeId; 4]> },
+    /// The primary, or the next holder that answers.
+    Forward { to: NodeId, tries: usize },
+    /// Acknowledgements.
+    Copies {
+        version: Version,
+        waiting: SmallVec<[NodeId; 4]>,
+        /// Who has acknowledged, and in which life.
+        acked: SmallVec<[(NodeId, u64); 4]>,
+        /// The batch that must be on this node's disk first.
+        disk: Option<u64>,
+    },
+}
+
+/// How an operation ended, before it is told whether the caller is here or elsewhere.
+enum End {
+    Found,
+    Done(Version, u8, bool),
+    Touched,
+    NotFound,
+    Conflict(Option<Version>),
+    Unavailable,
+    Busy,
+}
+
+fn invalid(id: &[u8], op: &Op, most_data: usize) -> Option<&'static str> {
+    if !(MIN_ID..=MAX_ID).contains(&id.len()) {
+        return Some("a session id must have 8 to 128 bytes");
+    }
+    let long = |route: &str| {
+        (route.len() > MAX_ROUTE).then_some("the name of a backend must have at most 64 bytes")
+    };
+    match op {
+        Op::Put { ttl, .. } if !(1..=MAX_TTL).contains(ttl) => {
+            Some("the time to live must be 1 ms to 10 years")
+        }
+        Op::Put {
+            data: Some(data), ..
+        } if data.len() > most_data => Some("the data is longer than this group allows"),
+        Op::Put { route, .. } | Op::Bind { route } => long(route),
+        _ => None,
+    }
+}
+
+impl Store {
+    pub(super) fn request(&mut self, token: Token, group: GroupId, id: &[u8], op: Op) {
+        let Some(g) = self.groups.get(usize::from(group.0)) else {
+            return self.reply(token, Outcome::Invalid("there is no such group"));
+        };
+        if let Some(reason) = invalid(id, &op, self.config.limits.data) {
+            return self.reply(token, Outcome::Invalid(reason));
+        }
+        if self.ops.len() + self.external.len() >= self.config.limits.pending {
+            self.counters.busy += 1;
+            return self.reply(token, Outcome::Busy);
+        }
+        let deadline = self.now.plus(self.config.timing.operation);
+        if g.manager == Manager::External {
+            self.external.insert(token, deadline);
+            let id = id.into();
+            return self.outputs.push_back(Output::External {
+                token,
+                group,
+                id,
+                op,
+            });
+        }
+        if !self.ready() {
+            self.counters.not_ready += 1;
+            return self.reply(token, Outcome::NotReady);
+        }
+        let hash = g.hash(id);
+        let pending = Pending {
+            origin: Origin::Local(token),
+            group: usize::from(group.0),
+            hash,
+            id: id.into(),
+            op,
+            stage: Stage::Gather {
+                waiting: SmallVec::new(),
+            },
+            deadline,
+            issued: self.lamport,
+            forced: false,
+            wake: deadline,
+        };
+        if self.decides_here(&pending) {
+            self.coordinate(pending);
+        } else {
+            self.forward(pending, 0);
+        }
+    }
+
+    /// Reads are answered by any holder. Writes of a `backup` group, and conditional ones,
+    /// are put in order by the primary; other writes of a `delta` group begin here.
+    fn decides_here(&self, pending: &Pending) -> bool {
+        let group = &self.groups[pending.group];
+        let bucket = group.bucket(pending.hash);
+        if !group.mine(bucket) {
+            return false;
+        }
+        if usize::from(bucket.primary) == group.me {
+            return true;
+        }
+        let entry = group.find(pending.hash, &pending.id);
+        if entry.is_some_and(|entry| entry.expired(self.now.signed())) {
+            // The primary may know of an access that this node does not.
+            return false;
+        }
+        match &pending.op {
+            Op::Get { .. } | Op::Touch => true,
+            Op::Put { expect, .. } if *expect != Expect::Any => false,
+            Op::Put { .. } | Op::Bind { .. } | Op::Delete => group.manager == Manager::Delta,
+        }
+    }
+
+    /// Makes sure that this node knows the newest copy, then executes.
+    fn coordinate(&mut self, mut pending: Pending) {
+        let group = &self.groups[pending.group];
+        let missing = group.others().minus(group.bucket(pending.hash).synced);
+        if missing.is_empty() {
+            return self.execute(pending);
+        }
+        self.counters.gathers += 1;
+        let waiting = missing.iter().map(|index| group.members[index]).collect();
+        pending.stage = Stage::Gather { waiting };
+        let number = self.park(pending, self.config.timing.retry);
+        self.ask_again(number);
+    }
+
+    /// Puts an operation aside until something happens, at the latest after `wait`.
+    fn park(&mut self, pending: Pending, wait: u64) -> u64 {
+        let number = self.next_op;
+        self.next_op += 1;
+        if let Origin::Remote { node, req } = pending.origin {
+            self.remote.insert((node, req), number);
+        }
+        self.ops.insert(number, pending);
+        self.set_wake(number, wait);
+        number
+    }
+
+    fn set_wake(&mut self, number: u64, wait: u64) {
+        if let Some(pending) = self.ops.get_mut(&number) {
+            self.timers.remove(&(pending.wake, number));
+            pending.wake = self.now.plus(wait).min(pending.deadline);
+            self.timers.insert((pending.wake, number));
+        }
+    }
+
+    fn unpark(&mut self, number: u64) -> Option<Pending> {
+        let pending = self.ops.remove(&number)?;
+        self.timers.remove(&(pending.wake, number));
+        if let Origin::Remote { node, req } = pending.origin {
+            self.remote.remove(&(node, req));
+        }
+        Some(pending)
+    }
+
+    fn ask_again(&mut self, number: u64) {
+        let Some(pending) = self.ops.get(&number) else {
+            return;
+        };
+        let Stage::Gather { waiting } = &pending.stage else {
+            return;
+        };
+        let record = Record::Ask {
+            req: number,
+            group: self.groups[pending.group].key,
+            id: &pending.id,
+        };
+        for &node in waiting {
+            push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+        }
+    }
+
+    /// Drops from a gathering the nodes that need no longer be asked, and asks the others
+    /// again; after a change of the view (`anew`), all members that count then.
+    pub(super) fn review_gather(&mut self, number: u64, anew: bool) {
+        let Some(pending) = self.ops.get_mut(&number) else {
+            return;
+        };
+        let group = &self.groups[pending.group];
+        let bucket = group.bucket(pending.hash);
+        let Stage::Gather { waiting } = &mut pending.stage else {
+            return;
+        };
+        if !group.mine(bucket) {
+            // Another node decides now.
+            if let Some(pending) = self.unpark(number) {
+                match pending.origin {
+                    Origin::Local(_) => self.forward(pending, 0),
+                    Origin::Remote { node, req } => self.outcome(node, req, ResultRef::NotMine),
+                }
+            }
+            return;
+        }
+        let missing = group.others().minus(bucket.synced);
+        let mut missing = missing.iter().map(|index| group.members[index]);
+        if anew {
+            *waiting = missing.collect();
+        } else {
+            let still: SmallVec<[NodeId; 4]> = missing.by_ref().collect();
+            waiting.retain(|node| still.contains(node));
+        }
+        if waiting.is_empty() {
+            if let Some(pending) = self.unpark(number) {
+                self.execute(pending);
+            }
+        } else {
+            self.ask_again(number);
+        }
+    }
+
+    pub(super) fn take_ask(&mut self, from: NodeId, req: u64, key: u32, id: &[u8]) {
+        let Some(g) = self.group_of(key) else {
+            return;
+        };
+        let group = &self.groups[g];
+        let found = match self.admitted() {
+            true => group.find(group.hash(id), id),
+            false => None,
+        };
+        let now = self.now.signed();
+        let record = Record::Answer {
+            req,
+            entry: found.map(|entry| group.wire(entry, now)),
+        };
+        push(&mut self.peers, &self.config, &mut self.counters, from, &record);
+    }
+
+    pub(super) fn take_answer(&mut self, from: NodeId, req: u64, entry: Option<&EntryRef<'_>>) {
+        let Some(pending) = self.ops.get_mut(&req) else {
+            return;
+        };
+        let Stage::Gather { waiting } = &mut pending.stage else {
+            return;
+        };
+        let Some(index) = waiting.iter().position(|&node| node == from) else {
+            return;
+        };
+        waiting.remove(index);
+        let done = waiting.is_empty();
+        if let Some(entry) = entry {
+            self.take_copy(entry);
+        }
+        if done && let Some(pending) = self.unpark(req) {
+            self.execute(pending);
+        }
+    }
+
+    /// Hands an operation to the holder that is `tries / 2`-th in the order of preference.
+    fn forward(&mut self, mut pending: Pending, tries: usize) {
+        let group = &self.groups[pending.group];
+        let bucket = group.bucket_index(pending.hash);
+        let holders = match group.manager {
+            Manager::Backup { copies } => usize::from(copies) + 1,
+            _ => group.members.len(),
+        };
+        let order = order(group.key, bucket, &group.members);
+        let holders = holders.min(order.len()).max(1);
+        let target = order.get((tries / 2) % holders).map(|&i| group.members[i]);
+        let to = target.unwrap_or(self.config.node);
+        if to == self.config.node {
+            pending.forced = true;
+            return self.coordinate(pending);
+        }
+        self.counters.forwards += 1;
+        pending.stage = Stage::Forward { to, tries };
+        let number = self.park(pending, self.config.timing.retry);
+        self.send_forward(number);
+    }
+
+    fn send_forward(&mut self, number: u64) {
+        let Some(pending) = self.ops.get(&number) else {
+            return;
+        };
+        let Stage::Forward { to, .. } = pending.stage else {
+            return;
+        };
+        let record = Record::Forward {
+            req: number,
+            group: self.groups[pending.group].key,
+            issued: pending.issued,
+            id: &pending.id,
+            op: borrow_op(&pending.op),
+        };
+        push(&mut self.peers, &self.config, &mut self.counters, to, &record);
+    }
+
+    /// Tries the next holder.
+    pub(super) fn forward_again(&mut self, number: u64) {
+        let Some(pending) = self.unpark(number) else {
+            return;
+        };
+        let tries = match pending.stage {
+            Stage::Forward { tries, .. } => tries + 1,
+            _ => 0,
+        };
+        self.forward(pending, tries);
+    }
+
+    pub(super) fn take_forward(
+        &mut self,
+        from: NodeId,
+        req: u64,
+        key: u32,
+        issued: u64,
+        id: &[u8],
+        op: OpRef<'_>,
+    ) {
+        let Some(g) = self.group_of(key) else {
+            return self.outcome(from, req, ResultRef::NotMine);
+        };
+        if self.remote.contains_key(&(from, req)) {
+            return self.outcome(from, req, ResultRef::Working);
+        }
+        if !self.ready() {
+            return self.outcome(from, req, ResultRef::NotReady);
+        }
+        let op = own_op(op);
+        if self.ops.len() >= self.config.limits.pending
+            || invalid(id, &op, self.config.limits.data).is_some()
+        {
+            self.counters.busy += 1;
+            return self.outcome(from, req, ResultRef::Busy);
+        }
+        let group = &self.groups[g];
+        let hash = group.hash(id);
+        if !group.mine(group.bucket(hash)) {
+            return self.outcome(from, req, ResultRef::NotMine);
+        }
+        // A little earlier than the asker's own bound, so that it hears of the end.
+        let deadline = self.now.plus(self.config.timing.operation / 2);
+        self.coordinate(Pending {
+            origin: Origin::Remote { node: from, req },
+            group: g,
+            hash,
+            id: id.into(),
+            op,
+            stage: Stage::Gather {
+                waiting: SmallVec::new(),
+            },
+            deadline,
+            issued,
+            forced: true,
+            wake: deadline,
+        });
+    }
+
+    fn outcome(&mut self, node: NodeId, req: u64, result: ResultRef<'_>) {
+        self.send(node, &Record::Outcome { req, result });
+    }
+
+    pub(super) fn take_outcome(&mut self, from: NodeId, req: u64, result: ResultRef<'_>) {
+        let Some(pending) = self.ops.get_mut(&req) else {
+            return;
+        };
+        let (Stage::Forward { to, tries }, Origin::Local(token)) =
+            (&mut pending.stage, pending.origin)
+        else {
+            return;
+        };
+        let outcome = match result {
+            ResultRef::NotReady | ResultRef::NotMine | ResultRef::Unavailable | ResultRef::Busy => {
+                if *to == from {
+                    // The next one, a little later: views may be about to agree.
+                    *tries |= 1;
+                    let wait = self.config.timing.retry / 4;
+                    self.set_wake(req, wait.max(1));
+                }
+                return;
+            }
+            ResultRef::Working => {
+                if *to == from {
+                    *tries &= !1; // Stay with this one.
+                }
+                return;
+            }
+            ResultRef::Stale => {
+                if *to == from {
+                    // The header of this frame has brought the clock forward.
+                    pending.issued = self.lamport;
+                    self.counters.stale_forwards += 1;
+                    self.send_forward(req);
+                }
+                return;
+            }
+            ResultRef::Found(entry) => Outcome::Found(Box::new(Session {
+                version: entry.version,
+                route: entry.route.into(),
+                age: entry.age,
+                idle: entry.idle,
+                ttl: entry.ttl,
+                data: entry.data.map(Into::into),
+            })),
+            ResultRef::Done(version, copies, degraded) => Outcome::Done {
+                version,
+                copies,
+                degraded,
+            },
+            ResultRef::Touched => Outcome::Touched,
+            ResultRef::NotFound => Outcome::NotFound,
+            ResultRef::Conflict(version) => Outcome::Conflict(version),
+        };
+        self.unpark(req);
+        self.reply(token, outcome);
+    }
+
+    /// Does the operation on what this node holds.
+    fn execute(&mut self, pending: Pending) {
+        let (g, hash) = (pending.group, pending.hash);
+        let now = self.now.signed();
+        let primary = {
+            let group = &self.groups[g];
+            usize::from(group.bucket(hash).primary) == group.me
+        };
+        let found = self.groups[g].find(hash, &pending.id);
+        if found.is_some_and(|entry| entry.expired(now)) {
+            if !primary && !pending.forced {
+                return self.forward(pending, 0);
+            }
+            self.expire(g, hash, &pending.id);
+        }
+        let found = self.groups[g].find(hash, &pending.id);
+        let writes = matches!(pending.op, Op::Put { .. } | Op::Bind { .. } | Op::Delete);
+        if let (Origin::Remote { node, req }, Some(entry)) = (pending.origin, found)
+            && writes
+            && entry.version().stamp > pending.issued
+        {
+            // It may have been issued before that write, and be long answered: only its
+            // origin knows, and issues it again if it still waits.
+            return self.outcome(node, req, ResultRef::Stale);
+        }
+        let live = found.filter(|entry| !entry.deleted);
+        let before = live.map(|entry| (entry.version(), entry.seq));
+        let age = live.map_or(0, |entry| self.groups[g].wire(entry, now).age);
+        let end = match (&pending.op, before) {
+            (Op::Get { touch }, Some(_)) => {
+                if *touch {
+                    self.touch(g, hash, &pending.id);
+                }
+                End::Found
+            }
+            (Op::Touch, Some(_)) => {
+                self.touch(g, hash, &pending.id);
+                End::Touched
+            }
+            (Op::Get { .. } | Op::Touch | Op::Bind { .. } | Op::Delete, None) => End::NotFound,
+            (
+                Op::Put {
+                    route,
+                    ttl,
+                    data,
+                    expect,
+                },
+                _,
+            ) => {
+                let met = match (expect, before) {
+                    (Expect::Any, _) | (Expect::Absent, None) => true,
+                    (Expect::Version(wanted), Some((version, _))) => *wanted == version,
+                    _ => false,
+                };
+                if met {
+                    let stamp = self.stamp();
+                    let version = Version {
+                        epoch: before.map_or(stamp, |(version, _)| version.epoch),
+                        deleted: false,
+                        stamp,
+                        writer: self.writer,
+                    };
+                    let entry = EntryRef {
+                        group: self.groups[g].key,
+                        id: &pending.id,
+                        version,
+                        seq: before.map_or(1, |(_, seq)| seq.saturating_add(1)),
+                        idle: 0,
+                        age,
+                        ttl: *ttl,
+                        route,
+                        data: data.as_deref(),
+                    };
+                    match self.groups[g].merge(&entry, hash, now) {
+                        Some(_) => return self.publish(pending, version),
+                        None => {
+                            self.counters.routes_full += 1;
+                            End::Busy
+                        }
+                    }
+                } else {
+                    End::Conflict(before.map(|(version, _)| version))
+                }
+            }
+            (Op::Bind { route }, Some((version, _))) => {
+                let version = Version {
+                    stamp: self.stamp(),
+                    writer: self.writer,
+                    ..version
+                };
+                if self.groups[g].rebind(hash, &pending.id, route, version) {
+                    return self.publish(pending, version);
+                }
+                self.counters.routes_full += 1;
+                End::Busy
+            }
+            (Op::Delete, Some((version, _))) => {
+                let version = self.bury(g, hash, &pending.id, version.epoch);
+                return self.publish(pending, version);
+            }
+        };
+        self.finish(&pending, end);
+    }
+
+    /// Puts a tombstone in the place of a session.
+    pub(super) fn bury(&mut self, g: usize, hash: u64, id: &[u8], epoch: u64) -> Version {
+        let version = Version {
+            epoch,
+            deleted: true,
+            stamp: self.stamp(),
+            writer: self.writer,
+        };
+        let tombstone = EntryRef {
+            group: self.groups[g].key,
+            id,
+            version,
+            seq: 0,
+            idle: 0,
+            age: 0,
+            ttl: 0,
+            route: "",
+            data: None,
+        };
+        self.groups[g].merge(&tombstone, hash, self.now.signed());
+        version
+    }
+
+    /// Sends a write of this node to the other holders, and waits for them with `sync`.
+    fn publish(&mut self, mut pending: Pending, version: Version) {
+        self.counters.writes += 1;
+        let (g, hash) = (pending.group, pending.hash);
+        let disk = self.persist(g, hash, &pending.id);
+        let sync = self.groups[g].replication == Replication::Sync;
+        if !sync || self.config.sabotage == Sabotage::SkippedAck {
+            self.spread(g, hash, &pending.id);
+            let group = &self.groups[g];
+            let copies = match sync {
+                true => group.bucket(hash).holders.without(group.me).0.count_ones() as u8,
+                false => 0,
+            };
+            return self.finish(&pending, End::Done(version, copies, false));
+        }
+        pending.deadline = self.now.plus(self.config.timing.sync);
+        pending.stage = Stage::Copies {
+            version,
+            waiting: SmallVec::new(),
+            acked: SmallVec::new(),
+            disk: if self.groups[g].persistent { disk } else { None },
+        };
+        let durable = self.groups[g].persistent;
+        let number = self.park(pending, self.config.timing.retry);
+        if let (true, Some(batch)) = (durable, disk) {
+            self.wait_for_disk(number, batch);
+        }
+        self.review_copies(number, true);
+    }
+
+    /// What an operation of this node wrote is on this node's disk.
+    pub(super) fn disk_done(&mut self, number: u64) {
+        if let Some(pending) = self.ops.get_mut(&number)
+            && let Stage::Copies { disk, .. } = &mut pending.stage
+        {
+            *disk = None;
+            self.review_copies(number, false);
+        }
+    }
+
+    /// Sends the present copy of a session to all other holders, without waiting.
+    pub(super) fn spread(&mut self, g: usize, hash: u64, id: &[u8]) {
+        let group = &self.groups[g];
+        let Some(entry) = group.find(hash, id) else {
+            return;
+        };
+        let record = Record::Write {
+            op: 0,
+            entry: group.wire(entry, self.now.signed()),
+        };
+        let holders = group.bucket(hash).holders;
+        for index in holders.iter() {
+            let node = group.members[index];
+            if node != self.config.node {
+                push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+            }
+        }
+    }
+
+    /// Works out anew whose acknowledgement a write still needs, and ends it if nobody's.
+    /// With `resend`, those are sent the copy (again).
+    pub(super) fn review_copies(&mut self, number: u64, resend: bool) {
+        let Some(pending) = self.ops.get_mut(&number) else {
+            return;
+        };
+        let group = &self.groups[pending.group];
+        let Stage::Copies {
+            version,
+            waiting,
+            acked,
+            disk,
+        } = &mut pending.stage
+        else {
+            return;
+        };
+        acked.retain(|(node, life)| {
+            let peer = self.peers.get(node);
+            peer.is_some_and(|peer| peer.incarnation == *life)
+        });
+        let holders = group.bucket(pending.hash).holders.iter();
+        let holders = holders.map(|index| group.members[index]);
+        *waiting = holders
+            .filter(|&node| {
+                // A node that may yet have to forget everything holds nothing that counts.
+                let counts = self.peers.get(&node).is_some_and(|peer| {
+                    peer.flags.is_none_or(|flags| flags.admitted)
+                });
+                counts && !acked.iter().any(|(other, _)| *other == node)
+            })
+            .collect();
+        if waiting.is_empty() && disk.is_none() {
+            let (version, copies) = (*version, acked.len() as u8);
+            if let Some(pending) = self.unpark(number) {
+                self.finish(&pending, End::Done(version, copies, false));
+            }
+            return;
+        }
+        if !resend {
+            return;
+        }
+        let Some(entry) = group.find(pending.hash, &pending.id) else {
+            return;
+        };
+        let record = Record::Write {
+            op: number,
+            entry: group.wire(entry, self.now.signed()),
+        };
+        for &node in waiting.iter() {
+            push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+        }
+    }
+
+    pub(super) fn take_ack(&mut self, from: NodeId, op: u64) {
+        let Some(pending) = self.ops.get_mut(&op) else {
+            return;
+        };
+        let Stage::Copies {
+            version,
+            waiting,
+            acked,
+            disk,
+        } = &mut pending.stage
+        else {
+            return;
+        };
+        let (Some(index), Some(peer)) = (
+            waiting.iter().position(|&node| node == from),
+            self.peers.get(&from),
+        ) else {
+            return;
+        };
+        waiting.remove(index);
+        acked.push((from, peer.incarnation));
+        if waiting.is_empty() && disk.is_none() {
+            let (version, copies) = (*version, acked.len() as u8);
+            if let Some(pending) = self.unpark(op) {
+                self.finish(&pending, End::Done(version, copies, false));
+            }
+        }
+    }
+
+    /// An operation of this node, or of a peer, whose time has come.
+    pub(super) fn wake_op(&mut self, number: u64) {
+        let Some(pending) = self.ops.get(&number) else {
+            return;
+        };
+        if self.now < pending.deadline {
+            self.set_wake(number, self.config.timing.retry);
+            match self.ops[&number].stage {
+                Stage::Gather { .. } => self.review_gather(number, false),
+                Stage::Copies { .. } => self.review_copies(number, true),
+                Stage::Forward { .. } => self.forward_again(number),
+            }
+            return;
+        }
+        let Some(pending) = self.unpark(number) else {
+            return;
+        };
+        let end = match &pending.stage {
+            Stage::Copies { version, acked, .. } => {
+                self.counters.degraded += 1;
+                End::Done(*version, acked.len() as u8, true)
+            }
+            Stage::Gather { .. } if matches!(pending.op, Op::Get { .. }) => {
+                // What is here may be old, but it is something.
+                let group = &self.groups[pending.group];
+                let now = self.now.signed();
+                let found = group.find(pending.hash, &pending.id);
+                match found.is_some_and(|entry| !entry.deleted && !entry.expired(now)) {
+                    true => {
+                        self.counters.partial_reads += 1;
+                        End::Found
+                    }
+                    false => End::Unavailable,
+                }
+            }
+            _ => End::Unavailable,
+        };
+        self.finish(&pending, end);
+    }
+
+    /// The life in which an operation began is over.
+    pub(super) fn fail(&mut self, origin: Origin) {
+        if let Origin::Local(token) = origin {
+            self.counters.unavailable += 1;
+            self.reply(token, Outcome::Unavailable);
+        }
+    }
+
+    fn finish(&mut self, pending: &Pending, end: End) {
+        let now = self.now.signed();
+        let group = &self.groups[pending.group];
+        let entry = match end {
+            End::Found => group.find(pending.hash, &pending.id),
+            _ => None,
+        };
+        if matches!(end, End::Unavailable) {
+            self.counters.unavailable += 1;
+        }
+        match pending.origin {
+            Origin::Local(token) => {
+                let outcome = match end {
+                    End::Found => match entry {
+                        Some(entry) => Outcome::Found(Box::new(group.session(entry, now))),
+                        None => Outcome::NotFound,
+                    },
+                    End::Done(version, copies, degraded) => Outcome::Done {
+                        version,
+                        copies,
+                        degraded,
+                    },
+                    End::Touched => Outcome::Touched,
+                    End::NotFound => Outcome::NotFound,
+                    End::Conflict(version) => Outcome::Conflict(version),
+                    End::Unavailable => Outcome::Unavailable,
+                    End::Busy => Outcome::Busy,
+                };
+                self.reply(token, outcome);
+            }
+            Origin::Remote { node, req } => {
+                let result = match end {
+                    End::Found => match entry {
+                        Some(entry) => ResultRef::Found(group.wire(entry, now)),
+                        None => ResultRef::NotFound,
+                    },
+                    End::Done(version, copies, degraded) => {
+                        ResultRef::Done(version, copies, degraded)
+                    }
+                    End::Touched => ResultRef::Touched,
+                    End::NotFound => ResultRef::NotFound,
+                    End::Conflict(version) => ResultRef::Conflict(version),
+                    End::Unavailable => ResultRef::Unavailable,
+                    End::Busy => ResultRef::Busy,
+                };
+                let record = Record::Outcome { req, result };
+                push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+            }
+        }
+    }
+}
+
+fn borrow_op(op: &Op) -> OpRef<'_> {
+    match op {
+        Op::Get { touch } => OpRef::Get(*touch),
+        Op::Put {
+            route,
+            ttl,
+            data,
+            expect,
+        } => OpRef::Put {
+            route,
+            ttl: *ttl,
+            data: data.as_deref(),
+            expect: match expect {
+                Expect::Any => None,
+                Expect::Absent => Some(None),
+                Expect::Version(version) => Some(Some(*version)),
+            },
+        },
+        Op::Bind { route } => OpRef::Bind(route),
+        Op::Touch => OpRef::Touch,
+        Op::Delete => OpRef::Delete,
+    }
+}
+
+fn own_op(op: OpRef<'_>) -> Op {
+    match op {
+        OpRef::Get(touch) => Op::Get { touch },
+        OpRef::Put {
+            route,
+            ttl,
+            data,
+            expect,
+        } => Op::Put {
+            route: route.into(),
+            ttl,
+            data: data.map(Into::into),
+            expect: match expect {
+                None => Expect::Any,
+                Some(None) => Expect::Absent,
+                Some(Some(version)) => Expect::Version(version),
+            },
+        },
+        OpRef::Bind(route) => Op::Bind {
+            route: route.into(),
+        },
+        OpRef::Touch => Op::Touch,
+        OpRef::Delete => Op::Delete,
+    }
+}
