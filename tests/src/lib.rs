@@ -30,5 +30,6 @@ pub mod packets;
 pub mod process;
 pub mod server;
 pub mod setup;
+pub mod sim;
 pub mod topology;
 pub mod xdp;

@@ -80,7 +80,10 @@ fn sweep(first: u64, seeds: u64, steps: u64, manager: (&'static str, Manager, bo
                 })
             })
             .collect();
-        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap())
+            .collect()
     });
     let mut sum = Report::default();
     for result in results {
@@ -167,12 +170,21 @@ fn find(sabotage: Sabotage, seeds: u64, manager: (&str, Manager, bool)) -> Optio
 #[test]
 fn planted_faults_are_found() {
     for (sabotage, signs) in [
-        (Sabotage::SkippedAck, ["acknowledged write lost", "stale read"]),
-        (Sabotage::LostTombstone, ["deleted session returned", "not settled"]),
-        (Sabotage::StaleCopy, ["stale read", "deleted session returned"]),
+        (
+            Sabotage::SkippedAck,
+            ["acknowledged write lost", "stale read"],
+        ),
+        (
+            Sabotage::LostTombstone,
+            ["deleted session returned", "not settled"],
+        ),
+        (
+            Sabotage::StaleCopy,
+            ["stale read", "deleted session returned"],
+        ),
     ] {
         for manager in [MANAGERS[0], MANAGERS[1]] {
-            let (seed, message) = find(sabotage, 60, manager)
+            let (seed, message) = find(sabotage, 400, manager)
                 .unwrap_or_else(|| panic!("{sabotage:?} was not found with {}", manager.0));
             println!("{sabotage:?} with {}: {message}", manager.0);
             assert!(

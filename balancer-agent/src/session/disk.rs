@@ -206,7 +206,12 @@ impl Store {
         let last = match (group.persistent, batch) {
             (false, _) => 0,
             (true, Some(batch)) => batch,
-            (true, None) if self.log.dirty.contains(&(g as u16, group.bucket_index(hash))) => {
+            (true, None)
+                if self
+                    .log
+                    .dirty
+                    .contains(&(g as u16, group.bucket_index(hash))) =>
+            {
                 u64::MAX
             }
             (true, None) => self.log.last(),
@@ -265,7 +270,13 @@ impl Store {
             let peer = self.peers.get(&node);
             if peer.is_some_and(|peer| peer.incarnation == incarnation) {
                 let record = Record::Ack { op };
-                push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+                push(
+                    &mut self.peers,
+                    &self.config,
+                    &mut self.counters,
+                    node,
+                    &record,
+                );
             }
         }
         while let Some(confirm) = self.log.confirms.pop_front_if(|c| c.batch <= seq) {

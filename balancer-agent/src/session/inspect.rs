@@ -106,7 +106,9 @@ impl Store {
     pub fn routes(&self, group: GroupId) -> Vec<(String, usize)> {
         let group = self.groups.get(usize::from(group.0));
         let routes = group.into_iter().flat_map(|group| group.routes.iter());
-        routes.map(|(name, count)| (name.to_owned(), count)).collect()
+        routes
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect()
     }
 
     /// The nodes that should hold a session, the primary first, and whether this node has

@@ -221,7 +221,13 @@ impl Store {
             id: &pending.id,
         };
         for &node in waiting {
-            push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+            push(
+                &mut self.peers,
+                &self.config,
+                &mut self.counters,
+                node,
+                &record,
+            );
         }
     }
 
@@ -277,7 +283,13 @@ impl Store {
             req,
             entry: found.map(|entry| group.wire(entry, now)),
         };
-        push(&mut self.peers, &self.config, &mut self.counters, from, &record);
+        push(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            from,
+            &record,
+        );
     }
 
     pub(super) fn take_answer(&mut self, from: NodeId, req: u64, entry: Option<&EntryRef<'_>>) {
@@ -336,7 +348,13 @@ impl Store {
             id: &pending.id,
             op: borrow_op(&pending.op),
         };
-        push(&mut self.peers, &self.config, &mut self.counters, to, &record);
+        push(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            to,
+            &record,
+        );
     }
 
     /// Tries the next holder.
@@ -605,7 +623,11 @@ impl Store {
             version,
             waiting: SmallVec::new(),
             acked: SmallVec::new(),
-            disk: if self.groups[g].persistent { disk } else { None },
+            disk: if self.groups[g].persistent {
+                disk
+            } else {
+                None
+            },
         };
         let durable = self.groups[g].persistent;
         let number = self.park(pending, self.config.timing.retry);
@@ -639,7 +661,13 @@ impl Store {
         for index in holders.iter() {
             let node = group.members[index];
             if node != self.config.node {
-                push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+                push(
+                    &mut self.peers,
+                    &self.config,
+                    &mut self.counters,
+                    node,
+                    &record,
+                );
             }
         }
     }
@@ -669,9 +697,10 @@ impl Store {
         *waiting = holders
             .filter(|&node| {
                 // A node that may yet have to forget everything holds nothing that counts.
-                let counts = self.peers.get(&node).is_some_and(|peer| {
-                    peer.flags.is_none_or(|flags| flags.admitted)
-                });
+                let counts = self
+                    .peers
+                    .get(&node)
+                    .is_some_and(|peer| peer.flags.is_none_or(|flags| flags.admitted));
                 counts && !acked.iter().any(|(other, _)| *other == node)
             })
             .collect();
@@ -693,7 +722,13 @@ impl Store {
             entry: group.wire(entry, self.now.signed()),
         };
         for &node in waiting.iter() {
-            push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+            push(
+                &mut self.peers,
+                &self.config,
+                &mut self.counters,
+                node,
+                &record,
+            );
         }
     }
 
@@ -820,7 +855,13 @@ impl Store {
                     End::Busy => ResultRef::Busy,
                 };
                 let record = Record::Outcome { req, result };
-                push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+                push(
+                    &mut self.peers,
+                    &self.config,
+                    &mut self.counters,
+                    node,
+                    &record,
+                );
             }
         }
     }

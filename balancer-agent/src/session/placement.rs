@@ -176,11 +176,7 @@ mod tests {
     #[test]
     fn a_node_that_goes_moves_only_its_own_buckets() {
         let before = nodes(8);
-        let after: Vec<_> = before
-            .iter()
-            .copied()
-            .filter(|&n| n != before[3])
-            .collect();
+        let after: Vec<_> = before.iter().copied().filter(|&n| n != before[3]).collect();
         let manager = Manager::Backup { copies: 2 };
         for bucket in 0..1024 {
             let named = |members: &[NodeId]| -> Vec<NodeId> {
@@ -208,10 +204,7 @@ mod tests {
     #[test]
     fn sets_count_to_sixty_four() {
         assert_eq!(Set::first(64).iter().count(), 64);
-        assert_eq!(
-            Set::first(3).without(1).iter().collect::<Vec<_>>(),
-            [0, 2]
-        );
+        assert_eq!(Set::first(3).without(1).iter().collect::<Vec<_>>(), [0, 2]);
         assert!(Set::first(4).covers(Set::one(3)));
         assert!(!Set::first(3).covers(Set::one(3)));
     }

@@ -150,19 +150,29 @@ impl Store {
         for peer in peers {
             self.query(peer);
         }
-        self.repair.plans.retain(|_, plan| !plan.todo.is_empty() || plan.query.is_some());
+        self.repair
+            .plans
+            .retain(|_, plan| !plan.todo.is_empty() || plan.query.is_some());
         let pulls = self.repair.pulls.values().map(|pull| pull.deadline);
-        let plans = self.repair.plans.values().filter_map(|plan| match &plan.query {
-            Some(query) => Some(query.deadline),
-            None if plan.after > now => Some(plan.after),
-            None => None, // It waits for a pull to end.
-        });
+        let plans = self
+            .repair
+            .plans
+            .values()
+            .filter_map(|plan| match &plan.query {
+                Some(query) => Some(query.deadline),
+                None if plan.after > now => Some(plan.after),
+                None => None, // It waits for a pull to end.
+            });
         self.repair.wake = pulls.chain(plans).min();
     }
 
     fn query(&mut self, peer: NodeId) {
         let now = self.now;
-        let free = self.config.limits.pulls.saturating_sub(self.repair.pulls.len());
+        let free = self
+            .config
+            .limits
+            .pulls
+            .saturating_sub(self.repair.pulls.len());
         let Some(plan) = self.repair.plans.get_mut(&peer) else {
             return;
         };
@@ -241,7 +251,15 @@ impl Store {
                 to,
                 entries,
                 wants,
-            } => self.take_part(from, nonce, view, (generation, digest), to, &entries, &wants),
+            } => self.take_part(
+                from,
+                nonce,
+                view,
+                (generation, digest),
+                to,
+                &entries,
+                &wants,
+            ),
             Record::Offer { group, buckets } => {
                 if let Some(g) = self.group_of(group) {
                     for bucket in buckets {
@@ -420,7 +438,13 @@ impl Store {
             to,
             items,
         };
-        push(&mut self.peers, &self.config, &mut self.counters, pull.peer, &record);
+        push(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            pull.peer,
+            &record,
+        );
     }
 
     fn take_pull(
@@ -476,7 +500,13 @@ impl Store {
             entries,
             wants: wanted.into_iter().filter(|&hash| hash <= to).collect(),
         };
-        push(&mut self.peers, &self.config, &mut self.counters, from, &record);
+        push(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            from,
+            &record,
+        );
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
@@ -555,7 +585,13 @@ impl Store {
                     op: 0,
                     entry: group.wire(entry, now),
                 };
-                push(&mut self.peers, &self.config, &mut self.counters, to, &record);
+                push(
+                    &mut self.peers,
+                    &self.config,
+                    &mut self.counters,
+                    to,
+                    &record,
+                );
             }
         }
     }

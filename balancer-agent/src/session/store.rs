@@ -308,7 +308,12 @@ impl Store {
             tombstones: self.groups.iter().map(|g| g.tombstones as u64).sum(),
             bytes: self.groups.iter().map(|g| g.bytes as u64).sum(),
             pending: self.ops.len() as u64 + self.external.len() as u64,
-            outbox: self.peers.values().map(|p| p.waiting() as u64).max().unwrap_or(0),
+            outbox: self
+                .peers
+                .values()
+                .map(|p| p.waiting() as u64)
+                .max()
+                .unwrap_or(0),
             unsettled: self.repair.unsettled as u64,
             strays: self.strays().count() as u64,
             disk_backlog: self.log.backlog() as u64,
@@ -318,7 +323,13 @@ impl Store {
 
     /// Appends a record for a peer.
     pub(super) fn send(&mut self, to: NodeId, record: &Record<'_>) -> bool {
-        push(&mut self.peers, &self.config, &mut self.counters, to, record)
+        push(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            to,
+            record,
+        )
     }
 
     fn frame(&mut self, from: NodeId, bytes: &[u8]) -> Result<(), DecodeError> {

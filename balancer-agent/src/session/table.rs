@@ -274,9 +274,17 @@ impl Group {
             version: entry.version(),
             seq: entry.seq,
             idle: since(entry.shared),
-            age: if entry.deleted { 0 } else { since(entry.created) },
+            age: if entry.deleted {
+                0
+            } else {
+                since(entry.created)
+            },
             ttl: entry.ttl,
-            route: if entry.deleted { "" } else { self.routes.name(entry.route) },
+            route: if entry.deleted {
+                ""
+            } else {
+                self.routes.name(entry.route)
+            },
             data: entry.data(),
         }
     }
@@ -327,7 +335,11 @@ impl Group {
                 access: shared,
                 shared,
                 ttl: theirs.ttl,
-                seq: if theirs.version.deleted { 0 } else { theirs.seq },
+                seq: if theirs.version.deleted {
+                    0
+                } else {
+                    theirs.seq
+                },
                 route,
                 id_length: theirs.id.len() as u8,
                 deleted: theirs.version.deleted,
@@ -384,7 +396,11 @@ impl Group {
                 };
                 ours.access = shared;
                 ours.shared = shared;
-                ours.seq = if theirs.version.deleted { 0 } else { theirs.seq };
+                ours.seq = if theirs.version.deleted {
+                    0
+                } else {
+                    theirs.seq
+                };
             }
             self.bytes += ours.cost();
         } else if theirs.version == ours.version() && ours.deleted {
@@ -394,7 +410,11 @@ impl Group {
         }
         if same_life && theirs.seq >= ours.seq {
             let newer = theirs.seq > ours.seq;
-            let told = if newer { shared } else { ours.shared.min(shared) };
+            let told = if newer {
+                shared
+            } else {
+                ours.shared.min(shared)
+            };
             ours.access = match ours.access > ours.shared {
                 true => ours.access.max(told),
                 false => told,

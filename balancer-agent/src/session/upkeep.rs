@@ -38,7 +38,13 @@ impl Store {
                     op: 0,
                     entry: group.wire(ours, self.now.signed()),
                 };
-                push(&mut self.peers, &self.config, &mut self.counters, from, &record);
+                push(
+                    &mut self.peers,
+                    &self.config,
+                    &mut self.counters,
+                    from,
+                    &record,
+                );
             }
         }
         if op != 0 {
@@ -49,7 +55,9 @@ impl Store {
 
     /// Takes in a copy that nobody waits for.
     pub(super) fn take_copy(&mut self, entry: &EntryRef<'_>) -> Merged {
-        let taken = self.group_of(entry.group).and_then(|g| self.take_in(g, entry));
+        let taken = self
+            .group_of(entry.group)
+            .and_then(|g| self.take_in(g, entry));
         taken.map_or(
             Merged {
                 changed: false,
@@ -123,7 +131,13 @@ impl Store {
         for index in group.bucket(hash).holders.iter() {
             let node = group.members[index];
             if node != self.config.node {
-                push(&mut self.peers, &self.config, &mut self.counters, node, &record);
+                push(
+                    &mut self.peers,
+                    &self.config,
+                    &mut self.counters,
+                    node,
+                    &record,
+                );
             }
         }
     }
@@ -203,7 +217,9 @@ impl Store {
             }
         }
         if self.now >= self.next_sweep {
-            self.next_sweep = self.now.plus((timing.sweep / u64::from(SWEEP_STEPS)).max(1));
+            self.next_sweep = self
+                .now
+                .plus((timing.sweep / u64::from(SWEEP_STEPS)).max(1));
             self.sweep();
         }
     }
@@ -249,7 +265,10 @@ impl Store {
         // Everyone that could hold an older copy has been here and clean for so long that
         // nothing from before is on its way any more.
         let min = timing.tombstone_min as i64;
-        let calm = settled && self.clean_since.is_some_and(|since| now.saturating_sub(since) >= min);
+        let calm = settled
+            && self
+                .clean_since
+                .is_some_and(|since| now.saturating_sub(since) >= min);
         let max = timing.tombstone_max as i64;
         let mut ended: Vec<(u64, Box<[u8]>)> = Vec::new();
         // All holders had these tombstones; after as long again their disks have, too.
@@ -339,9 +358,9 @@ impl Store {
             }
             for entry in bucket.table.iter().filter(|entry| entry.deleted == deleted) {
                 seen += 1;
-                let better = best.as_ref().is_none_or(|(access, hash, ..)| {
-                    (entry.access, entry.hash) < (*access, *hash)
-                });
+                let better = best
+                    .as_ref()
+                    .is_none_or(|(access, hash, ..)| (entry.access, entry.hash) < (*access, *hash));
                 if better {
                     let epoch = entry.version().epoch;
                     best = Some((entry.access, entry.hash, entry.id().into(), epoch));

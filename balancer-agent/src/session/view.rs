@@ -183,7 +183,10 @@ impl Store {
             self.outputs.push_back(Output::Ready(true));
             for group in &mut self.groups {
                 let others = group.others();
-                group.buckets.iter_mut().for_each(|bucket| bucket.synced = others);
+                group
+                    .buckets
+                    .iter_mut()
+                    .for_each(|bucket| bucket.synced = others);
             }
         }
     }
@@ -272,8 +275,8 @@ impl Store {
         replies.iter().any(|(node, reply)| {
             let served = reply.weight > 0;
             let mutual = !self.seen_lately(*node);
-            let they_win = (reply.weight, std::cmp::Reverse(*node))
-                > (self.weight, std::cmp::Reverse(me));
+            let they_win =
+                (reply.weight, std::cmp::Reverse(*node)) > (self.weight, std::cmp::Reverse(me));
             served && !reply.known && (!mutual || they_win)
         })
     }
@@ -361,7 +364,10 @@ impl Store {
     /// Tells every peer where this node stands.
     pub(super) fn send_status(&mut self) {
         let now = self.now.signed();
-        let gone = self.known.iter().filter(|(node, _)| !self.peers.contains_key(node));
+        let gone = self
+            .known
+            .iter()
+            .filter(|(node, _)| !self.peers.contains_key(node));
         self.reports += 1;
         let status = Record::Status {
             round: self.reports,
@@ -422,7 +428,8 @@ impl Store {
     pub(super) fn review_peers(&mut self) {
         let now = self.now.signed();
         let absence = self.config.timing.absence as i64;
-        self.known.retain(|_, seen| now.saturating_sub(*seen) <= absence);
+        self.known
+            .retain(|_, seen| now.saturating_sub(*seen) <= absence);
         let stale = self.config.timing.status * 4;
         let clean = self.flags().clean
             && self.known.keys().all(|node| self.peers.contains_key(node))

@@ -88,7 +88,8 @@ impl Client {
 
     /// Requests on a node that crashed are never answered; their writes may be done.
     pub(super) fn crashed(&mut self, index: usize, run: u64) {
-        self.asked.retain(|_, asked| asked.node != index || asked.run != run);
+        self.asked
+            .retain(|_, asked| asked.node != index || asked.run != run);
     }
 }
 
@@ -109,7 +110,9 @@ pub(super) fn act(world: &mut World) -> Result<(), Broken> {
     let put = |expect, rng: &mut Rng| Op::Put {
         route: route.into(),
         ttl,
-        data: rng.chance(40).then(|| vec![rng.next() as u8; rng.below(200) as usize].into()),
+        data: rng
+            .chance(40)
+            .then(|| vec![rng.next() as u8; rng.below(200) as usize].into()),
         expect,
     };
     let op = match rng.below(100) {
@@ -176,7 +179,10 @@ pub(super) fn answered(
         let name = world.client.sessions[asked.session].name();
         format!("node {node} {name} {:?}: {outcome:?}", asked.kind)
     });
-    let serves = !matches!(outcome, Outcome::NotReady | Outcome::Unavailable | Outcome::Busy);
+    let serves = !matches!(
+        outcome,
+        Outcome::NotReady | Outcome::Unavailable | Outcome::Busy
+    );
     if serves && !world.nodes[node].ready {
         return Err(Broken(format!(
             "node {node} served before it had caught up: {outcome:?}"
@@ -216,11 +222,13 @@ pub(super) fn answered(
         && tracked.fresh >= Some(due)
     {
         world.report.checked_reads += 1;
-        tracked.read(due, found).map_err(|Broken(text)| {
-            Broken(format!("{text}; {}", world.who_has(&tracked.id)))
-        })?;
+        tracked
+            .read(due, found)
+            .map_err(|Broken(text)| Broken(format!("{text}; {}", world.who_has(&tracked.id))))?;
     }
-    let ended = world.best(&tracked.id, true).filter(|version| version.deleted);
+    let ended = world
+        .best(&tracked.id, true)
+        .filter(|version| version.deleted);
     let tracked = &mut world.client.sessions[asked.session];
     if let Some(version) = found {
         world.client.seen.insert(asked.session, version);
@@ -236,10 +244,7 @@ pub(super) fn answered(
                 tracked.name()
             )));
         }
-    } else if tracked.class == Class::Brief
-        && calm
-        && world.now - tracked.used > BRIEF * 900
-    {
+    } else if tracked.class == Class::Brief && calm && world.now - tracked.used > BRIEF * 900 {
         tracked.gone = ended.map(|version| (node, version.epoch));
     }
     Ok(())
@@ -252,7 +257,10 @@ pub(super) fn hide(world: &mut World) {
     for number in 0..world.client.sessions.len() {
         let tracked = &world.client.sessions[number];
         let serving = world.best(&tracked.id, true);
-        if tracked.fresh.is_some_and(|fresh| serving < Some(fresh) && !gone(world, tracked, fresh)) {
+        if tracked
+            .fresh
+            .is_some_and(|fresh| serving < Some(fresh) && !gone(world, tracked, fresh))
+        {
             world.client.sessions[number].fresh = None;
         }
     }
@@ -266,7 +274,12 @@ fn gone(world: &World, tracked: &Tracked, fresh: Version) -> bool {
 /// The first difference between what the nodes hold and what they should.
 pub(super) fn differing(world: &World) -> Option<String> {
     let up = world.up_nodes();
-    for tracked in world.client.sessions.iter().filter(|t| t.class != Class::Brief) {
+    for tracked in world
+        .client
+        .sessions
+        .iter()
+        .filter(|t| t.class != Class::Brief)
+    {
         let held = |index: usize| {
             let store = &world.nodes[index].store;
             let version = store.version_of(GROUP, &tracked.id);
@@ -276,7 +289,9 @@ pub(super) fn differing(world: &World) -> Option<String> {
             let content = session.map(|session| (session.route, session.ttl, session.data));
             (version, version.and(content))
         };
-        let (holders, _) = world.nodes[*up.first()?].store.holders(GROUP, &tracked.id)?;
+        let (holders, _) = world.nodes[*up.first()?]
+            .store
+            .holders(GROUP, &tracked.id)?;
         let first = up.iter().find(|&&index| node_id(index) == holders[0])?;
         for &index in &up {
             let (version, content) = held(index);
@@ -308,7 +323,9 @@ pub(super) fn final_check(world: &mut World) -> Result<(), Broken> {
         let Some(floor) = &tracked.floor else {
             continue;
         };
-        let best = world.best(&tracked.id, true).filter(|version| !version.deleted);
+        let best = world
+            .best(&tracked.id, true)
+            .filter(|version| !version.deleted);
         if best.is_none() && tracked.class == Class::Deleted {
             continue;
         }
@@ -324,8 +341,15 @@ pub(super) fn final_check(world: &mut World) -> Result<(), Broken> {
 
 /// Long after the last access: no brief session is left.
 pub(super) fn brief_check(world: &World) -> Result<(), Broken> {
-    for tracked in world.client.sessions.iter().filter(|t| t.class == Class::Brief) {
-        let best = world.best(&tracked.id, true).filter(|version| !version.deleted);
+    for tracked in world
+        .client
+        .sessions
+        .iter()
+        .filter(|t| t.class == Class::Brief)
+    {
+        let best = world
+            .best(&tracked.id, true)
+            .filter(|version| !version.deleted);
         if let Some(version) = best {
             return Err(Broken(format!(
                 "session {} is still there in {version:?} long after its life",

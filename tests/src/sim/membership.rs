@@ -32,7 +32,10 @@ pub fn truth(nodes: &[Believer]) -> Vec<(usize, u64)> {
 /// Whether every node that runs has been told the truth.
 pub fn agreed(nodes: &[Believer]) -> bool {
     let truth = truth(nodes);
-    nodes.iter().filter(|node| node.up).all(|node| node.view == truth)
+    nodes
+        .iter()
+        .filter(|node| node.up)
+        .all(|node| node.view == truth)
 }
 
 /// What a node believes now, given which others it can talk to. Those that it cannot talk

@@ -85,7 +85,11 @@ impl Tracked {
         if !degraded {
             self.fresh = self.fresh.max(Some(version));
         }
-        if self.floor.as_ref().is_none_or(|floor| floor.version < version) {
+        if self
+            .floor
+            .as_ref()
+            .is_none_or(|floor| floor.version < version)
+        {
             self.floor = Some(Floor {
                 version,
                 holders,

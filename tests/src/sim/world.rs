@@ -343,7 +343,11 @@ impl World {
 
     fn new_clock(&mut self, index: usize) {
         let clock = Clock {
-            base: if self.rng.chance(50) { 0 } else { self.rng.below(1 << 40) },
+            base: if self.rng.chance(50) {
+                0
+            } else {
+                self.rng.below(1 << 40)
+            },
             started: self.now,
             rate: self.rng.range(950_000, 1_050_000),
         };
@@ -551,7 +555,9 @@ impl World {
         let node = &mut self.nodes[index];
         if let Some(time) = node.store.poll_timeout() {
             if time <= node.clock.read(self.now) {
-                return Err(Broken(format!("node {index} asks to be woken at once, for ever")));
+                return Err(Broken(format!(
+                    "node {index} asks to be woken at once, for ever"
+                )));
             }
             let at = node.clock.when(time).max(self.now + 1);
             if node.wake.is_none_or(|wake| at < wake || wake < self.now) {
@@ -580,7 +586,9 @@ impl World {
     pub fn best(&self, id: &[u8], serving: bool) -> Option<Version> {
         let nodes = self.nodes.iter().zip(&self.beliefs);
         let nodes = nodes.filter(|(node, belief)| belief.up && node.ready || !serving);
-        nodes.filter_map(|(node, _)| node.store.version_of(GROUP, id)).max()
+        nodes
+            .filter_map(|(node, _)| node.store.version_of(GROUP, id))
+            .max()
     }
 
     /// What each node has of a session, for the report of a broken promise.
@@ -705,12 +713,17 @@ impl World {
     }
 
     fn up(&self) -> Vec<usize> {
-        truth(&self.beliefs).iter().map(|&(index, _)| index).collect()
+        truth(&self.beliefs)
+            .iter()
+            .map(|&(index, _)| index)
+            .collect()
     }
 
     fn fault(&mut self) -> Result<(), Broken> {
         let up = self.up();
-        let down: Vec<usize> = (0..self.nodes.len()).filter(|i| !self.beliefs[*i].up).collect();
+        let down: Vec<usize> = (0..self.nodes.len())
+            .filter(|i| !self.beliefs[*i].up)
+            .collect();
         let Some(victim) = self.rng.pick(&up) else {
             let node = self.rng.below(self.nodes.len() as u64) as usize;
             return self.restart(node);
@@ -895,7 +908,9 @@ impl World {
             }
         }
         if !trouble.is_empty() {
-            return Err(Broken(format!("not settled after 40 s of quiet: {trouble}")));
+            return Err(Broken(format!(
+                "not settled after 40 s of quiet: {trouble}"
+            )));
         }
         super::client::final_check(self)?;
         let end = self.now + self.client.brief_end() * MILLI;
