@@ -11,7 +11,10 @@
 //! - `placement`, `table`: where a session belongs, and the sessions of one group;
 //! - `store`: inputs and outputs; `view`: membership and the way to readiness; `ops`:
 //!   operations; `repair`: comparing and fetching; `upkeep`: timers, ends, the memory
-//!   bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in.
+//!   bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in; `watch`:
+//!   what has changed;
+//! - `driver`, `handle`: the task that connects a store to cluster and clock, and what the
+//!   rest of the agent knows of it.
 //!
 //! The protocol, what it promises and what not, is described in `docs/sessions.md`.
 
@@ -19,6 +22,10 @@ pub mod codec;
 mod config;
 mod counters;
 mod disk;
+pub mod driver;
+#[cfg(test)]
+mod driver_tests;
+pub mod handle;
 mod inspect;
 mod ops;
 mod outbox;
@@ -31,6 +38,7 @@ mod tests;
 mod types;
 mod upkeep;
 mod view;
+mod watch;
 mod wire;
 
 #[doc(hidden)]
@@ -43,4 +51,5 @@ pub use types::{
     Expect, GroupId, MAX_DATA, MAX_ID, MAX_NODES, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, Member,
     NodeId, Op, Outcome, Replication, Session, Time, Token, Version,
 };
+pub use watch::Change;
 pub use wire::DecodeError;
