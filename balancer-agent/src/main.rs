@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use balancer_agent::admin::client::{AskError, ask};
 use balancer_agent::admin::protocol::{Answer, BackendStatus, FlowFilter, Request};
 use balancer_agent::admin::render;
+use balancer_agent::admin::sessions::{SessionFilter, SessionName};
 use balancer_agent::app;
 use balancer_agent::config::{self, ConfigError};
 use balancer_agent::model::Activation;
@@ -118,6 +119,14 @@ enum Command {
         #[command(flatten)]
         agent: Agent,
     },
+    /// List sessions that this node keeps together with others; count, show or expire them
+    #[command(after_help = EXIT_CODES)]
+    Sessions {
+        #[command(subcommand)]
+        what: Option<SessionsCommand>,
+        #[command(flatten)]
+        list: ListSessions,
+    },
     /// Have the agent read its configuration file again; ends when the kernel has it
     #[command(after_help = EXIT_CODES)]
     Reload {
@@ -140,6 +149,62 @@ enum Command {
         #[arg(long, short, conflicts_with = "pin_dir")]
         config: Option<PathBuf>,
     },
+}
+
+#[derive(Subcommand)]
+enum SessionsCommand {
+    /// List sessions that this node holds
+    List(ListSessions),
+    /// Count them, by group and route
+    Count {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Of this group
+        #[arg(long)]
+        group: Option<String>,
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Show one, wherever it is held, and which nodes hold it
+    Show {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        name: NameSession,
+    },
+    /// End one, on all nodes
+    Expire(NameSession),
+}
+
+#[derive(Args)]
+struct ListSessions {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Of this group
+    #[arg(long)]
+    group: Option<String>,
+    /// Bound to the backend with this route
+    #[arg(long)]
+    route: Option<String>,
+    /// How many to list
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+    #[command(flatten)]
+    agent: Agent,
+}
+
+#[derive(Args)]
+struct NameSession {
+    /// An id from the list or its beginning, a cookie's value, or a client's address
+    id: String,
+    /// Of this group
+    #[arg(long)]
+    group: Option<String>,
+    #[command(flatten)]
+    agent: Agent,
 }
 
 #[derive(Args)]
@@ -240,6 +305,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 (false, false) => say(&render::flows(&list)),
             }
         }
+        Command::Sessions { what, list } => sessions(what.unwrap_or(SessionsCommand::List(list))),
         Command::Reload { agent } => {
             let Answer::Reloaded { warnings } = ask(&agent.socket, Request::Reload)? else {
                 return Err(unexpected());
@@ -263,6 +329,54 @@ fn run(command: Command) -> anyhow::Result<()> {
                 None => pin_dir,
             };
             say(&format!("{}\n", app::unload(pin_dir.as_deref())?))
+        }
+    }
+}
+
+fn sessions(command: SessionsCommand) -> anyhow::Result<()> {
+    match command {
+        SessionsCommand::List(list) => {
+            let filter = SessionFilter {
+                group: list.group,
+                route: list.route,
+                limit: list.limit,
+            };
+            let answer = ask(&list.agent.socket, Request::Sessions(filter))?;
+            let Answer::Sessions(sessions) = answer else {
+                return Err(unexpected());
+            };
+            match list.json {
+                true => say_json(&sessions),
+                false => say(&render::sessions(&sessions)),
+            }
+        }
+        SessionsCommand::Count { json, group, agent } => {
+            let answer = ask(&agent.socket, Request::SessionCounts { group })?;
+            let Answer::SessionCounts(counts) = answer else {
+                return Err(unexpected());
+            };
+            match json {
+                true => say_json(&counts),
+                false => say(&render::session_counts(&counts)),
+            }
+        }
+        SessionsCommand::Show { json, name } => {
+            let NameSession { id, group, agent } = name;
+            let request = Request::Session(SessionName { id, group });
+            let Answer::Session(session) = ask(&agent.socket, request)? else {
+                return Err(unexpected());
+            };
+            match json {
+                true => say_json(&session),
+                false => say(&render::session(&session)),
+            }
+        }
+        SessionsCommand::Expire(NameSession { id, group, agent }) => {
+            let request = Request::ExpireSession(SessionName { id, group });
+            let Answer::SessionEnded { group, id } = ask(&agent.socket, request)? else {
+                return Err(unexpected());
+            };
+            say(&format!("{group}: {id} ended\n"))
         }
     }
 }

@@ -59,6 +59,8 @@ pub(super) fn status(node: &Node, look: &Look, since: Instant) -> Status {
         reasons: sources.reasons(),
         http: node.web.as_ref().map(|web| Box::new(web.status())),
         cluster: node.cluster.as_ref().map(|c| Box::new(c.status())),
+        // The store is asked apart: it answers when it comes to it.
+        sessions: None,
     }
 }
 

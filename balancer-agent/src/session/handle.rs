@@ -182,7 +182,7 @@ impl Sessions {
     }
 
     /// All groups, in the order of the configuration.
-    pub fn groups(&self) -> impl Iterator<Item = (GroupId, &Group)> {
+    pub fn groups(&self) -> impl Iterator<Item = (GroupId, &Group)> + Clone {
         (0..).map(GroupId).zip(&self.0.groups)
     }
 

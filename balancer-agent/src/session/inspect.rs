@@ -122,6 +122,12 @@ impl Store {
         Some((nodes, group.settled(bucket)))
     }
 
+    /// Live copies, tombstones and bytes of a group on this node.
+    pub fn size_of(&self, group: GroupId) -> (usize, usize, usize) {
+        let group = self.groups.get(usize::from(group.0));
+        group.map_or((0, 0, 0), |g| (g.live, g.tombstones, g.bytes))
+    }
+
     /// Where this node stands.
     pub fn standing(&self) -> Standing {
         Standing {
