@@ -76,6 +76,10 @@ enum Command {
         /// Longest time to wait, such as `30s` or `10m`
         #[arg(long, value_name = "TIME", value_parser = time, requires = "wait")]
         timeout: Option<Duration>,
+        /// Wait until no session is left either, and stop the backend after this long: what
+        /// is left moves to others with its next request. Of pools with a group
+        #[arg(long, value_name = "TIME", value_parser = time, conflicts_with_all = ["wait", "timeout"])]
+        deadline: Option<Duration>,
         #[command(flatten)]
         agent: Agent,
     },
@@ -267,12 +271,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             backend,
             wait,
             timeout,
+            deadline,
             agent,
         } => {
             let name = set(&agent.socket, backend, Activation::Drain)?;
-            match wait {
-                true => wait_drained(&agent.socket, &name, timeout),
-                false => Ok(()),
+            match (wait, deadline) {
+                (_, Some(deadline)) => end_sessions(&agent.socket, &name, deadline),
+                (true, None) => wait_drained(&agent.socket, &name, timeout),
+                (false, None) => Ok(()),
             }
         }
         Command::Activate { backend, agent } => {
@@ -444,7 +450,7 @@ fn set(socket: &Path, backend: String, activation: Activation) -> anyhow::Result
     let name = format!("{pool}/{}", backend.name);
     let more = match activation {
         Activation::Active => format!("health: {}", backend.health),
-        Activation::Drain => format!("{counted} left"),
+        Activation::Drain => format!("{counted} left{}", sessions_left(&backend)),
         Activation::Stopped => format!("{counted} cut"),
     };
     say(&format!("{name}: {activation}; {more}\n"))?;
@@ -481,6 +487,70 @@ fn wait_drained(socket: &Path, name: &str, timeout: Option<Duration>) -> anyhow:
             );
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+/// Shows the number of sessions going down until nothing is left, and stops the backend
+/// when that takes too long.
+fn end_sessions(socket: &Path, name: &str, deadline: Duration) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(250);
+    let began = Instant::now();
+    let mut shown = None;
+    loop {
+        let request = Request::Backend {
+            backend: name.to_owned(),
+        };
+        let Answer::Backend { backend, .. } = ask(socket, request)? else {
+            return Err(unexpected());
+        };
+        if backend.activation == Activation::Active {
+            anyhow::bail!("{name} was activated again");
+        }
+        let Some(left) = backend.sessions else {
+            anyhow::bail!(
+                "the sessions of {name} can't be counted: its pool's `sticky` names no `group`, or \
+                 the session store has too much to do; it stays drained"
+            );
+        };
+        if shown != Some(left) {
+            say(&format!(
+                "{name}: {} left{}\n",
+                flows(&backend),
+                sessions_left(&backend)
+            ))?;
+            shown = Some(left);
+        }
+        if left == 0 && in_use(&backend) == 0 {
+            return Ok(());
+        }
+        if began.elapsed() >= deadline {
+            return set(socket, name.to_owned(), Activation::Stopped).map(drop);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Sessions, in words, where they are known.
+fn sessions_left(backend: &BackendStatus) -> String {
+    match (backend.sessions, backend.last_session_ends_ms) {
+        (Some(1), Some(last)) => format!(", and 1 session, which ends in {}", span(last)),
+        (Some(n), Some(last)) if n > 1 => {
+            format!(
+                ", and {n} sessions, the last of which ends in {}",
+                span(last)
+            )
+        }
+        (Some(_), _) => ", and no session".into(),
+        (None, _) => String::new(),
+    }
+}
+
+fn span(milliseconds: u64) -> String {
+    let seconds = milliseconds.div_ceil(1_000);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds.div_ceil(60)),
+        _ => format!("{}h", seconds.div_ceil(3_600)),
     }
 }
 

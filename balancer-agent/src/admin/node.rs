@@ -175,13 +175,23 @@ impl Node {
         let look = self.look().await?;
         let pool = name.pool.to_string();
         let node = Arc::clone(&self);
+        let sessions = match (&self.sessions, look.config.pool(&name.pool)) {
+            (Some(sessions), Some(pool)) => {
+                sessions::at_backend(sessions, pool, &name.backend).await
+            }
+            _ => None,
+        };
         let backend: Option<BackendStatus> =
             blocking(move || status::backend(&node, &look, &name, since)).await?;
         match backend {
-            Some(backend) => Ok(Answer::Backend {
-                pool,
-                backend: Box::new(backend),
-            }),
+            Some(mut backend) => {
+                backend.sessions = sessions.map(|(count, _)| count);
+                backend.last_session_ends_ms = sessions.map(|(_, last)| last);
+                Ok(Answer::Backend {
+                    pool,
+                    backend: Box::new(backend),
+                })
+            }
             None => Err(Refusal::new(
                 Fault::Request,
                 "the backend was just removed from the configuration",

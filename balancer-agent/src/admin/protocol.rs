@@ -353,6 +353,13 @@ pub struct BackendStatus {
     /// Requests of HTTP frontends that it has not answered whole.
     #[serde(default)]
     pub requests_in_flight: u64,
+    /// Sessions bound to it that this node holds; absent when its pool has no group, and in
+    /// the whole status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<u64>,
+    /// When the last of these ends if nobody comes back, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_session_ends_ms: Option<u64>,
     /// Packets and bytes.
     #[serde(flatten)]
     pub traffic: TrafficStatus,

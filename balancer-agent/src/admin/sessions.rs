@@ -4,9 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::{Fault, Refusal};
 use crate::cluster::{self, Cluster};
+use crate::model::Pool;
 use crate::proxy::stats::{SessionId, Web};
+use crate::proxy::sticky;
 use crate::session::handle::{CountsStatus, Sessions};
-use crate::session::{GroupId, Listed, NodeId, Op, Outcome, Session, Store, Time};
+use crate::session::{GroupId, Listed, NodeId, Op, Outcome, Session, Store, Time, group_key};
 
 /// Most sessions in one answer.
 const SESSIONS_MAX: usize = 100_000;
@@ -242,6 +244,24 @@ pub(super) async fn status(sessions: &Sessions) -> Option<SessionsStatus> {
         mended: counters.mended,
         unavailable: counters.unavailable,
     })
+}
+
+/// Sessions of a pool at one of its backends that this node holds, and when the last of
+/// them ends, in milliseconds. `None`: the pool has no group, or the store has too much to
+/// do.
+pub(super) async fn at_backend(
+    sessions: &Sessions,
+    pool: &Pool,
+    backend: &str,
+) -> Option<(u64, u64)> {
+    let group = sessions.by_name(&pool.http.sessions.as_ref()?.group)?;
+    let backend = pool.backends.iter().find(|known| *known.name == *backend)?;
+    let (route, key) = (backend.http.route.clone(), group_key(&pool.name));
+    let look = move |store: &Store, now| {
+        let of_pool = |id: &[u8]| sticky::pool_of(id) == Some(key);
+        store.count_at(group, &route, of_pool, now)
+    };
+    sessions.look(look).await
 }
 
 /// Goes through the sessions that this node holds of a group, until `show` has enough.

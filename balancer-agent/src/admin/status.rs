@@ -233,6 +233,9 @@ impl<'a> Sources<'a> {
             established_total: traffic.established,
             refused: traffic.refused,
             requests_in_flight: self.node.web.as_ref().map_or(0, |web| web.in_flight(&name)),
+            // Asked of the store apart.
+            sessions: None,
+            last_session_ends_ms: None,
             traffic: shown(&traffic),
         }
     }

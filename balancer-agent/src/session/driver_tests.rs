@@ -163,6 +163,7 @@ impl Node {
 
     async fn find(&self, id: &[u8]) -> Option<String> {
         let found = self.sessions.find(GROUP, id, Duration::from_secs(5)).await;
+        let found = found.expect("an answer");
         found.map(|session| session.route.to_string())
     }
 }

@@ -148,6 +148,11 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// The store could not say whether it knows a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the session store did not answer in time")]
+pub struct NoAnswer;
+
 /// A write whose copies a response waits for.
 #[derive(Debug)]
 #[must_use = "the response has to be held"]
@@ -250,24 +255,32 @@ impl Sessions {
         }
     }
 
-    /// Asks for a session, and counts that as an access. Nothing when there is none, or no
-    /// answer within `bound`.
-    pub async fn find(&self, group: GroupId, id: &[u8], bound: Duration) -> Option<Session> {
-        let counts = &self.group(group)?.counts;
+    /// Asks for a session, and counts that as an access. `None`: there is none.
+    ///
+    /// # Errors
+    /// No answer within `bound`.
+    pub async fn find(
+        &self,
+        group: GroupId,
+        id: &[u8],
+        bound: Duration,
+    ) -> Result<Option<Session>, NoAnswer> {
+        let counts = &self.group(group).ok_or(NoAnswer)?.counts;
         Counts::add(&counts.asked);
         let (done, outcome) = oneshot::channel();
         if !self.push(group, id, Op::Get { touch: true }, Some(done)) {
-            return None;
+            return Err(NoAnswer);
         }
         match timeout(bound, outcome).await {
             Ok(Ok(Outcome::Found(session))) => {
                 Counts::add(&counts.found);
-                Some(*session)
+                Ok(Some(*session))
             }
-            Ok(Ok(Outcome::NotFound)) => None,
+            // The store refuses ids that it would never have taken.
+            Ok(Ok(Outcome::NotFound | Outcome::Invalid(_))) => Ok(None),
             _ => {
                 Counts::add(&counts.unanswered);
-                None
+                Err(NoAnswer)
             }
         }
     }

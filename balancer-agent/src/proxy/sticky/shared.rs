@@ -23,8 +23,9 @@ use crate::session::handle::{Held, Sessions};
 use crate::session::{Change, GroupId, group_key};
 
 /// How long a request waits for the store to find its session. A healthy store answers
-/// within a round trip to a peer.
-const LOOKUP: Duration = Duration::from_millis(100);
+/// within a round trip to a peer; when the node that is asked first has just died, the next
+/// is asked after 200 ms.
+const LOOKUP: Duration = Duration::from_millis(400);
 /// An access is told to the store when the last is as long ago, in seconds; and so long a
 /// node that does not hold a session may not know that it has moved or ended.
 const TOLD: u32 = 5;
@@ -130,7 +131,7 @@ impl Shared {
 }
 
 /// The pool that a session's id is of, by [`group_key`]; nothing for ids of other makers.
-pub(in crate::proxy) fn pool_of(id: &[u8]) -> Option<u32> {
+pub fn pool_of(id: &[u8]) -> Option<u32> {
     let id: &[u8; ID] = id.try_into().ok()?;
     Some(u32::from_be_bytes([id[0], id[1], id[2], id[3]]))
 }
@@ -213,11 +214,15 @@ pub async fn ask(view: &PoolView, affinity: &mut Affinity) {
     }
     let id = shared.id(digest);
     let found = shared.sessions.find(shared.group, &id, LOOKUP);
-    let Some(found) = found.await else {
-        memory
-            .unknown
-            .put(digest.print, seconds(), UNKNOWN, seconds());
-        return;
+    let found = match found.await {
+        Ok(Some(found)) => found,
+        Ok(None) => {
+            let now = seconds();
+            memory.unknown.put(digest.print, now, UNKNOWN, now);
+            return;
+        }
+        // Another request may be luckier.
+        Err(_) => return,
     };
     let backend = hash::text(found.route.as_bytes());
     let bound = Bound {

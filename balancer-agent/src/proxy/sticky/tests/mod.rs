@@ -4,6 +4,7 @@ mod others;
 mod random;
 mod rewriting;
 mod routes;
+mod shared;
 
 use std::net::IpAddr;
 use std::sync::Arc;
