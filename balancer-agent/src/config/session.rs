@@ -164,6 +164,10 @@ pub(super) fn of_pools(
         };
         let found = groups.iter().find(|group| group.name == *wanted.get_ref());
         let Some(group) = found else {
+            // It may be one whose name is wrong, which has been noted.
+            if groups.len() < raw.map_or(0, |raw| raw.group.len()) {
+                continue;
+            }
             let message = format!("there is no group {} of sessions", quote(wanted.get_ref()));
             let known: Vec<String> = groups.iter().map(|group| quote(&group.name)).collect();
             let expected = match known.is_empty() {
