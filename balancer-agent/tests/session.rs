@@ -34,8 +34,11 @@ fn conditional(expect: Expect) -> Op {
 
 #[test]
 fn any_node_finds_any_session() {
-    for (manager, copies) in [(Manager::Delta, 4), (BACKUP, 1), (Manager::Backup { copies: 2 }, 2)]
-    {
+    for (manager, copies) in [
+        (Manager::Delta, 4),
+        (BACKUP, 1),
+        (Manager::Backup { copies: 2 }, 2),
+    ] {
         let mut net = Net::new(5, &config(manager, Replication::Sync, false));
         for n in 0..50_u64 {
             let id = format!("session-{n}");
@@ -56,7 +59,10 @@ fn a_session_goes_through_its_life() {
         let mut net = Net::new(4, &config(manager, Replication::Sync, false));
         let id = "session-of-one";
         assert_eq!(net.op(1, id, Op::Touch), Outcome::NotFound);
-        assert_eq!(net.op(1, id, Op::Bind { route: "b".into() }), Outcome::NotFound);
+        assert_eq!(
+            net.op(1, id, Op::Bind { route: "b".into() }),
+            Outcome::NotFound
+        );
         net.op(1, id, put("a", HOUR));
         net.op(2, id, Op::Bind { route: "b".into() });
         let session = net.get(3, id).unwrap();
@@ -65,7 +71,7 @@ fn a_session_goes_through_its_life() {
         let conflict = net.op(4, id, conditional(Expect::Absent));
         assert_eq!(conflict, Outcome::Conflict(Some(session.version)));
         let outcome = net.op(4, id, conditional(Expect::Version(session.version)));
-        assert_eq!(done(&outcome).1, false);
+        assert!(!done(&outcome).1);
         let outcome = net.op(3, id, conditional(Expect::Version(session.version)));
         assert!(matches!(outcome, Outcome::Conflict(Some(_))), "{outcome:?}");
         let session = net.get(1, id).unwrap();
@@ -141,7 +147,11 @@ fn a_joining_node_serves_only_what_is_whole() {
         net.pass(3_000);
         assert!(net.all_ready());
         let outbox = config.limits.outbox as u64;
-        assert!(net.nodes.values().all(|store| store.counters().outbox < outbox / 2));
+        assert!(
+            net.nodes
+                .values()
+                .all(|store| store.counters().outbox < outbox / 2)
+        );
         for n in (0..3_000).step_by(97) {
             assert!(net.get(4, &format!("session-{n}")).is_some());
         }
@@ -162,9 +172,16 @@ fn a_session_survives_its_primary() {
     net.tell();
     net.pass(2_000);
     for n in 0..200 {
-        assert!(net.get(3, &format!("session-{n}")).is_some(), "session {n} is lost");
+        assert!(
+            net.get(3, &format!("session-{n}")).is_some(),
+            "session {n} is lost"
+        );
     }
-    assert_eq!(net.sum(|counters| counters.sessions), 400, "there are two copies again");
+    assert_eq!(
+        net.sum(|counters| counters.sessions),
+        400,
+        "there are two copies again"
+    );
 }
 
 #[test]
@@ -180,7 +197,11 @@ fn sessions_end_when_nobody_comes_back() {
         }
         assert!(net.get(3, "session-used").is_some());
         assert_eq!(net.get(3, "session-left"), None);
-        assert_eq!(net.sum(|counters| counters.expired), 1, "one node ends it for all");
+        assert_eq!(
+            net.sum(|counters| counters.expired),
+            1,
+            "one node ends it for all"
+        );
         net.pass(90_000);
         assert_eq!(net.sum(|counters| counters.sessions), 0);
     }
@@ -206,7 +227,11 @@ fn tombstones_go_when_all_have_seen_them() {
     }
     assert_eq!(net.sum(|counters| counters.tombstones), 200);
     net.pass(100_000);
-    assert_eq!(net.sum(|counters| counters.tombstones), 200, "not before their least age");
+    assert_eq!(
+        net.sum(|counters| counters.tombstones),
+        200,
+        "not before their least age"
+    );
     net.pass(240_000);
     assert_eq!(net.sum(|counters| counters.tombstones), 0);
     assert_eq!(net.sum(|counters| counters.tombstones_agreed), 200);
@@ -229,7 +254,11 @@ fn tombstones_wait_for_a_node_that_is_away() {
     net.add(NodeId(3), &config);
     let now = net.now;
     for batch in &disk {
-        net.nodes.get_mut(&NodeId(3)).unwrap().load(batch, now).unwrap();
+        net.nodes
+            .get_mut(&NodeId(3))
+            .unwrap()
+            .load(batch, now)
+            .unwrap();
     }
     assert!(net.store(3).peek(GROUP, b"session-gone", now).is_some());
     net.tell();
@@ -255,7 +284,11 @@ fn a_node_that_was_away_for_too_long_comes_back_empty() {
     net.add(NodeId(2), &config);
     let now = net.now;
     for batch in &disk {
-        net.nodes.get_mut(&NodeId(2)).unwrap().load(batch, now).unwrap();
+        net.nodes
+            .get_mut(&NodeId(2))
+            .unwrap()
+            .load(batch, now)
+            .unwrap();
     }
     net.tell();
     net.pass(2_000);
@@ -295,7 +328,10 @@ fn a_full_outbox_is_mended_afterwards() {
         net.ask(1, &format!("session-{n}"), put("a", HOUR));
     }
     let counters = net.store(1).counters();
-    assert!(counters.outbox_full > 0 && counters.outbox < 8192 + 1024, "{counters:?}");
+    assert!(
+        counters.outbox_full > 0 && counters.outbox < 8192 + 1024,
+        "{counters:?}"
+    );
     net.run();
     net.pass(2_000);
     assert_eq!(net.store(2).counters().sessions, 2_000);
@@ -391,7 +427,10 @@ fn an_external_group_passes_through() {
             },
         );
     }
-    assert_eq!(net.external, [(NodeId(1), Token(901)), (NodeId(1), Token(902))]);
+    assert_eq!(
+        net.external,
+        [(NodeId(1), Token(901)), (NodeId(1), Token(902))]
+    );
     net.input(
         NodeId(1),
         Input::External {

@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use balancer_agent::session::{Manager, Sabotage};
-use balancer_tests::sim::world::Counts;
-use balancer_tests::sim::{Options, Report, run};
+use balancer_tests::sim::{Counts, Options, Report, run};
 
 /// The managers by name, and whether they are on disk.
 const MANAGERS: [(&str, Manager, bool); 5] = [
@@ -118,8 +117,11 @@ fn add(sum: &mut Report, report: &Report) {
 fn small_sweep() {
     let mut counts = Counts::default();
     for manager in MANAGERS {
-        let sum = sweep(1, 24, 1500, manager);
-        assert!(sum.acknowledged > 100 && sum.checked_reads > 100 && sum.lost_nodes > 3);
+        let sum = sweep(1, 24, 2500, manager);
+        assert!(
+            sum.acknowledged > 100 && sum.checked_reads > 100 && sum.lost_nodes > 0,
+            "{sum:?}"
+        );
         counts.add(&sum.counts);
     }
     // A sweep that never gets there shows nothing.

@@ -223,8 +223,8 @@ impl Config {
                 "`outbox` must hold at least two sessions and one frame",
             ),
             (
-                (512..=1 << 20).contains(&limits.frame),
-                "`frame` must be 512 bytes to 1 MiB",
+                (512..=256 << 10).contains(&limits.frame),
+                "`frame` must be 512 bytes to 256 KiB",
             ),
             (
                 limits.credit > 0 && limits.pulls > 0 && limits.pending > 0,

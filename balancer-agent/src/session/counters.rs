@@ -19,6 +19,8 @@ pub struct Counters {
     pub strays: u64,
     /// Bytes that wait for the disk.
     pub disk_backlog: u64,
+    /// Buckets that are still to be written whole.
+    pub disk_buckets: u64,
 
     /// Writes that this node coordinated.
     pub writes: u64,
@@ -26,6 +28,9 @@ pub struct Counters {
     pub copies: u64,
     /// Synchronous writes answered at the time bound, with fewer copies than wanted.
     pub degraded: u64,
+    /// Synchronous writes answered with fewer copies than wanted because holders had not
+    /// caught up far enough to count.
+    pub thin: u64,
     /// Operations answered `Unavailable`.
     pub unavailable: u64,
     /// Operations refused because too many waited.

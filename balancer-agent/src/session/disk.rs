@@ -54,13 +54,17 @@ impl Log {
         self.open.len()
     }
 
+    pub fn dirty(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// The batch that will hold what is appended now.
     fn next(&self) -> u64 {
         self.issued + 1
     }
 
     /// The batch that must be done for all that was appended so far.
-    fn last(&self) -> u64 {
+    pub fn last(&self) -> u64 {
         if self.open.is_empty() {
             self.issued
         } else {
@@ -264,6 +268,11 @@ impl Store {
     pub(super) fn persisted(&mut self, seq: u64) {
         let seq = seq.min(self.log.issued);
         self.log.done = self.log.done.max(seq);
+        if let Phase::Forgetting { batch } = self.phase
+            && batch <= seq
+        {
+            self.admit();
+        }
         while let Some(&(batch, node, incarnation, op)) = self.log.acks.front()
             && batch <= seq
         {

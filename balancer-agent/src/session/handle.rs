@@ -22,6 +22,9 @@ pub const QUEUE: usize = 32_768;
 /// A session's id as the store has it.
 pub type Id = SmallVec<[u8; 24]>;
 
+/// A look at the store.
+pub(super) type Look = Box<dyn FnOnce(&Store, Time) + Send>;
+
 /// What is asked of the store's task.
 pub(super) enum Command {
     /// An operation.
@@ -32,7 +35,7 @@ pub(super) enum Command {
         done: Option<oneshot::Sender<Outcome>>,
     },
     /// A look at the store, for operators.
-    Look(Box<dyn FnOnce(&Store, Time) + Send>),
+    Look(Look),
 }
 
 /// One group, for those who use it.
@@ -301,7 +304,7 @@ impl Sessions {
         look: impl FnOnce(&Store, Time) -> T + Send + 'static,
     ) -> Option<T> {
         let (seen, answer) = oneshot::channel();
-        let look = Box::new(move |store: &Store, now| {
+        let look: Look = Box::new(move |store, now| {
             // Whoever asked may have gone.
             let _ = seen.send(look(store, now));
         });

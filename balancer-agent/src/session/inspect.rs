@@ -166,7 +166,7 @@ impl Store {
         Standing {
             phase: match self.phase {
                 Phase::Waiting => "waiting",
-                Phase::Joining { .. } => "joining",
+                Phase::Joining { .. } | Phase::Forgetting { .. } => "joining",
                 Phase::Syncing => "syncing",
                 Phase::Ready => "ready",
             },

@@ -6,13 +6,38 @@
 //! has no socket, clock, random source or task, so that a simulator can drive many of
 //! them through any course of events, and do it again.
 //!
+//! # Driving it
+//!
+//! 1. [`Store::new`]; then, with a persistent group, [`Store::load`] for every batch that
+//!    the disk has, in order.
+//! 2. [`Input::Members`] once the membership has an opinion, and whenever it changes. Each
+//!    life of a node needs an incarnation of its own, and a node that anyone has declared
+//!    down needs a new one. A node that starts with sessions from its disk should be told
+//!    of others before it is told that it is alone.
+//! 3. Loop: an input and the time (milliseconds of a monotonic clock) into
+//!    [`Store::handle`]; then [`Store::poll_output`] until it has nothing more; then wait
+//!    for the next input, at the latest until [`Store::poll_timeout`] ([`Input::Tick`]).
+//!    Several inputs may go in before the outputs are polled: their writes share frames.
+//! 4. [`Output::Send`] goes to the peer's connection, in order; [`Input::Sent`] says that
+//!    there is room for another. A lost connection is [`Input::Reset`], after which frames
+//!    from before are not reported sent any more. A frame that [`Store::handle`] cannot
+//!    read closes the connection. No frame may arrive later than half of
+//!    [`Timing::tombstone_min`] after it was sent: close a connection that stalls.
+//! 5. [`Output::Persist`] is written whole or not at all, in order, and reported as
+//!    [`Input::Persisted`] once it is safe. A driver that begins a new file calls
+//!    [`Store::rewrite`] and may drop the old file when [`Counters::disk_buckets`] and
+//!    [`Counters::disk_backlog`] are 0 and all batches are reported.
+//! 6. Every [`Input::Request`] ends in exactly one [`Output::Reply`].
+//!
+//! # Files
+//!
 //! - `types`, `config`, `counters`: the words, the bounds, the counts;
-//! - `codec`, `wire`: the messages;
+//! - `codec`, `record`, `wire`: the messages;
 //! - `placement`, `table`: where a session belongs, and the sessions of one group;
-//! - `store`: inputs and outputs; `view`: membership and the way to readiness; `ops`:
-//!   operations; `repair`: comparing and fetching; `upkeep`: timers, ends, the memory
-//!   bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in; `watch`:
-//!   what has changed;
+//! - `store`: inputs and outputs; `view`: membership and the way to readiness; `ops`,
+//!   `execute`: operations; `repair`, `pull`: comparing and fetching; `upkeep`: timers, ends,
+//!   the memory bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in;
+//!   `watch`: what has changed;
 //! - `driver`, `handle`: the task that connects a store to cluster and clock, and what the
 //!   rest of the agent knows of it.
 //!
@@ -25,11 +50,14 @@ mod disk;
 pub mod driver;
 #[cfg(test)]
 mod driver_tests;
+mod execute;
 pub mod handle;
 mod inspect;
 mod ops;
 mod outbox;
 mod placement;
+mod pull;
+mod record;
 mod repair;
 mod store;
 mod table;

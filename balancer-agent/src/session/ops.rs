@@ -13,19 +13,24 @@
 use smallvec::SmallVec;
 
 use super::codec::{EntryRef, OpRef, Record, ResultRef};
-use super::config::Sabotage;
+use super::execute::End;
 use super::placement::order;
 use super::store::{Output, Store, push};
 use super::types::{
-    Expect, GroupId, MAX_ID, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, NodeId, Op, Outcome, Replication,
-    Session, Time, Token, Version,
+    Expect, GroupId, MAX_ID, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, NodeId, Op, Outcome, Session,
+    Time, Token, Version,
 };
 
 /// Who waits for an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Origin {
     Local(Token),
-    Remote { node: NodeId, req: u64 },
+    /// Another node, in this life: its numbers begin anew with each.
+    Remote {
+        node: NodeId,
+        life: u64,
+        req: u64,
+    },
 }
 
 /// An operation that could not be done at once.
@@ -61,17 +66,6 @@ pub(super) enum Stage {
         /// The batch that must be on this node's disk first.
         disk: Option<u64>,
     },
-}
-
-/// How an operation ended, before it is told whether the caller is here or elsewhere.
-enum End {
-    Found,
-    Done(Version, u8, bool),
-    Touched,
-    NotFound,
-    Conflict(Option<Version>),
-    Unavailable,
-    Busy,
 }
 
 fn invalid(id: &[u8], op: &Op, most_data: usize) -> Option<&'static str> {
@@ -166,7 +160,7 @@ impl Store {
     }
 
     /// Makes sure that this node knows the newest copy, then executes.
-    fn coordinate(&mut self, mut pending: Pending) {
+    pub(super) fn coordinate(&mut self, mut pending: Pending) {
         let group = &self.groups[pending.group];
         let missing = group.others().minus(group.bucket(pending.hash).synced);
         if missing.is_empty() {
@@ -180,18 +174,18 @@ impl Store {
     }
 
     /// Puts an operation aside until something happens, at the latest after `wait`.
-    fn park(&mut self, pending: Pending, wait: u64) -> u64 {
+    pub(super) fn park(&mut self, pending: Pending, wait: u64) -> u64 {
         let number = self.next_op;
         self.next_op += 1;
-        if let Origin::Remote { node, req } = pending.origin {
-            self.remote.insert((node, req), number);
+        if let Origin::Remote { life, req, .. } = pending.origin {
+            self.remote.insert((life, req), number);
         }
         self.ops.insert(number, pending);
         self.set_wake(number, wait);
         number
     }
 
-    fn set_wake(&mut self, number: u64, wait: u64) {
+    pub(super) fn set_wake(&mut self, number: u64, wait: u64) {
         if let Some(pending) = self.ops.get_mut(&number) {
             self.timers.remove(&(pending.wake, number));
             pending.wake = self.now.plus(wait).min(pending.deadline);
@@ -199,11 +193,11 @@ impl Store {
         }
     }
 
-    fn unpark(&mut self, number: u64) -> Option<Pending> {
+    pub(super) fn unpark(&mut self, number: u64) -> Option<Pending> {
         let pending = self.ops.remove(&number)?;
         self.timers.remove(&(pending.wake, number));
-        if let Origin::Remote { node, req } = pending.origin {
-            self.remote.remove(&(node, req));
+        if let Origin::Remote { life, req, .. } = pending.origin {
+            self.remote.remove(&(life, req));
         }
         Some(pending)
     }
@@ -247,7 +241,9 @@ impl Store {
             if let Some(pending) = self.unpark(number) {
                 match pending.origin {
                     Origin::Local(_) => self.forward(pending, 0),
-                    Origin::Remote { node, req } => self.outcome(node, req, ResultRef::NotMine),
+                    Origin::Remote { node, life, req } => {
+                        self.outcome((node, life), req, ResultRef::NotMine);
+                    }
                 }
             }
             return;
@@ -313,7 +309,7 @@ impl Store {
     }
 
     /// Hands an operation to the holder that is `tries / 2`-th in the order of preference.
-    fn forward(&mut self, mut pending: Pending, tries: usize) {
+    pub(super) fn forward(&mut self, mut pending: Pending, tries: usize) {
         let group = &self.groups[pending.group];
         let bucket = group.bucket_index(pending.hash);
         let holders = match group.manager {
@@ -378,31 +374,38 @@ impl Store {
         id: &[u8],
         op: OpRef<'_>,
     ) {
-        let Some(g) = self.group_of(key) else {
-            return self.outcome(from, req, ResultRef::NotMine);
+        let Some(life) = self.peers.get(&from).map(|peer| peer.incarnation) else {
+            return;
         };
-        if self.remote.contains_key(&(from, req)) {
-            return self.outcome(from, req, ResultRef::Working);
+        let Some(g) = self.group_of(key) else {
+            return self.outcome((from, life), req, ResultRef::NotMine);
+        };
+        if self.remote.contains_key(&(life, req)) {
+            return self.outcome((from, life), req, ResultRef::Working);
         }
         if !self.ready() {
-            return self.outcome(from, req, ResultRef::NotReady);
+            return self.outcome((from, life), req, ResultRef::NotReady);
         }
         let op = own_op(op);
         if self.ops.len() >= self.config.limits.pending
             || invalid(id, &op, self.config.limits.data).is_some()
         {
             self.counters.busy += 1;
-            return self.outcome(from, req, ResultRef::Busy);
+            return self.outcome((from, life), req, ResultRef::Busy);
         }
         let group = &self.groups[g];
         let hash = group.hash(id);
         if !group.mine(group.bucket(hash)) {
-            return self.outcome(from, req, ResultRef::NotMine);
+            return self.outcome((from, life), req, ResultRef::NotMine);
         }
         // A little earlier than the asker's own bound, so that it hears of the end.
         let deadline = self.now.plus(self.config.timing.operation / 2);
         self.coordinate(Pending {
-            origin: Origin::Remote { node: from, req },
+            origin: Origin::Remote {
+                node: from,
+                life,
+                req,
+            },
             group: g,
             hash,
             id: id.into(),
@@ -417,8 +420,16 @@ impl Store {
         });
     }
 
-    fn outcome(&mut self, node: NodeId, req: u64, result: ResultRef<'_>) {
-        self.send(node, &Record::Outcome { req, result });
+    /// Tells another node how its operation ended, if it still is in the life that asked.
+    pub(super) fn outcome(&mut self, to: (NodeId, u64), req: u64, result: ResultRef<'_>) {
+        let (node, life) = to;
+        if self
+            .peers
+            .get(&node)
+            .is_some_and(|peer| peer.incarnation == life)
+        {
+            self.send(node, &Record::Outcome { req, result });
+        }
     }
 
     pub(super) fn take_outcome(&mut self, from: NodeId, req: u64, result: ResultRef<'_>) {
@@ -476,291 +487,6 @@ impl Store {
         self.reply(token, outcome);
     }
 
-    /// Does the operation on what this node holds.
-    fn execute(&mut self, pending: Pending) {
-        let (g, hash) = (pending.group, pending.hash);
-        let now = self.now.signed();
-        let primary = {
-            let group = &self.groups[g];
-            usize::from(group.bucket(hash).primary) == group.me
-        };
-        let found = self.groups[g].find(hash, &pending.id);
-        if found.is_some_and(|entry| entry.expired(now)) {
-            if !primary && !pending.forced {
-                return self.forward(pending, 0);
-            }
-            self.expire(g, hash, &pending.id);
-        }
-        let found = self.groups[g].find(hash, &pending.id);
-        let writes = matches!(pending.op, Op::Put { .. } | Op::Bind { .. } | Op::Delete);
-        if let (Origin::Remote { node, req }, Some(entry)) = (pending.origin, found)
-            && writes
-            && entry.version().stamp > pending.issued
-        {
-            // It may have been issued before that write, and be long answered: only its
-            // origin knows, and issues it again if it still waits.
-            return self.outcome(node, req, ResultRef::Stale);
-        }
-        let live = found.filter(|entry| !entry.deleted);
-        let before = live.map(|entry| (entry.version(), entry.seq));
-        let age = live.map_or(0, |entry| self.groups[g].wire(entry, now).age);
-        let end = match (&pending.op, before) {
-            (Op::Get { touch }, Some(_)) => {
-                if *touch {
-                    self.touch(g, hash, &pending.id);
-                }
-                End::Found
-            }
-            (Op::Touch, Some(_)) => {
-                self.touch(g, hash, &pending.id);
-                End::Touched
-            }
-            (Op::Get { .. } | Op::Touch | Op::Bind { .. } | Op::Delete, None) => End::NotFound,
-            (
-                Op::Put {
-                    route,
-                    ttl,
-                    data,
-                    expect,
-                },
-                _,
-            ) => {
-                let met = match (expect, before) {
-                    (Expect::Any, _) | (Expect::Absent, None) => true,
-                    (Expect::Version(wanted), Some((version, _))) => *wanted == version,
-                    _ => false,
-                };
-                if met {
-                    let stamp = self.stamp();
-                    let version = Version {
-                        epoch: before.map_or(stamp, |(version, _)| version.epoch),
-                        deleted: false,
-                        stamp,
-                        writer: self.writer,
-                    };
-                    let entry = EntryRef {
-                        group: self.groups[g].key,
-                        id: &pending.id,
-                        version,
-                        seq: before.map_or(1, |(_, seq)| seq.saturating_add(1)),
-                        idle: 0,
-                        age,
-                        ttl: *ttl,
-                        route,
-                        data: data.as_deref(),
-                    };
-                    match self.groups[g].merge(&entry, hash, now) {
-                        Some(_) => return self.publish(pending, version),
-                        None => {
-                            self.counters.routes_full += 1;
-                            End::Busy
-                        }
-                    }
-                } else {
-                    End::Conflict(before.map(|(version, _)| version))
-                }
-            }
-            (Op::Bind { route }, Some((version, _))) => {
-                let version = Version {
-                    stamp: self.stamp(),
-                    writer: self.writer,
-                    ..version
-                };
-                if self.groups[g].rebind(hash, &pending.id, route, version) {
-                    return self.publish(pending, version);
-                }
-                self.counters.routes_full += 1;
-                End::Busy
-            }
-            (Op::Delete, Some((version, _))) => {
-                let version = self.bury(g, hash, &pending.id, version.epoch);
-                return self.publish(pending, version);
-            }
-        };
-        self.finish(&pending, end);
-    }
-
-    /// Puts a tombstone in the place of a session.
-    pub(super) fn bury(&mut self, g: usize, hash: u64, id: &[u8], epoch: u64) -> Version {
-        let version = Version {
-            epoch,
-            deleted: true,
-            stamp: self.stamp(),
-            writer: self.writer,
-        };
-        let tombstone = EntryRef {
-            group: self.groups[g].key,
-            id,
-            version,
-            seq: 0,
-            idle: 0,
-            age: 0,
-            ttl: 0,
-            route: "",
-            data: None,
-        };
-        self.groups[g].merge(&tombstone, hash, self.now.signed());
-        version
-    }
-
-    /// Sends a write of this node to the other holders, and waits for them with `sync`.
-    fn publish(&mut self, mut pending: Pending, version: Version) {
-        self.counters.writes += 1;
-        let (g, hash) = (pending.group, pending.hash);
-        let disk = self.persist(g, hash, &pending.id);
-        let sync = self.groups[g].replication == Replication::Sync;
-        if !sync || self.config.sabotage == Sabotage::SkippedAck {
-            self.spread(g, hash, &pending.id);
-            let group = &self.groups[g];
-            let copies = match sync {
-                true => group.bucket(hash).holders.without(group.me).0.count_ones() as u8,
-                false => 0,
-            };
-            return self.finish(&pending, End::Done(version, copies, false));
-        }
-        pending.deadline = self.now.plus(self.config.timing.sync);
-        pending.stage = Stage::Copies {
-            version,
-            waiting: SmallVec::new(),
-            acked: SmallVec::new(),
-            disk: if self.groups[g].persistent {
-                disk
-            } else {
-                None
-            },
-        };
-        let durable = self.groups[g].persistent;
-        let number = self.park(pending, self.config.timing.retry);
-        if let (true, Some(batch)) = (durable, disk) {
-            self.wait_for_disk(number, batch);
-        }
-        self.review_copies(number, true);
-    }
-
-    /// What an operation of this node wrote is on this node's disk.
-    pub(super) fn disk_done(&mut self, number: u64) {
-        if let Some(pending) = self.ops.get_mut(&number)
-            && let Stage::Copies { disk, .. } = &mut pending.stage
-        {
-            *disk = None;
-            self.review_copies(number, false);
-        }
-    }
-
-    /// Sends the present copy of a session to all other holders, without waiting.
-    pub(super) fn spread(&mut self, g: usize, hash: u64, id: &[u8]) {
-        let group = &self.groups[g];
-        let Some(entry) = group.find(hash, id) else {
-            return;
-        };
-        let record = Record::Write {
-            op: 0,
-            entry: group.wire(entry, self.now.signed()),
-        };
-        let holders = group.bucket(hash).holders;
-        for index in holders.iter() {
-            let node = group.members[index];
-            if node != self.config.node {
-                push(
-                    &mut self.peers,
-                    &self.config,
-                    &mut self.counters,
-                    node,
-                    &record,
-                );
-            }
-        }
-    }
-
-    /// Works out anew whose acknowledgement a write still needs, and ends it if nobody's.
-    /// With `resend`, those are sent the copy (again).
-    pub(super) fn review_copies(&mut self, number: u64, resend: bool) {
-        let Some(pending) = self.ops.get_mut(&number) else {
-            return;
-        };
-        let group = &self.groups[pending.group];
-        let Stage::Copies {
-            version,
-            waiting,
-            acked,
-            disk,
-        } = &mut pending.stage
-        else {
-            return;
-        };
-        acked.retain(|(node, life)| {
-            let peer = self.peers.get(node);
-            peer.is_some_and(|peer| peer.incarnation == *life)
-        });
-        let holders = group.bucket(pending.hash).holders.iter();
-        let holders = holders.map(|index| group.members[index]);
-        *waiting = holders
-            .filter(|&node| {
-                // A node that may yet have to forget everything holds nothing that counts.
-                let counts = self
-                    .peers
-                    .get(&node)
-                    .is_some_and(|peer| peer.flags.is_none_or(|flags| flags.admitted));
-                counts && !acked.iter().any(|(other, _)| *other == node)
-            })
-            .collect();
-        if waiting.is_empty() && disk.is_none() {
-            let (version, copies) = (*version, acked.len() as u8);
-            if let Some(pending) = self.unpark(number) {
-                self.finish(&pending, End::Done(version, copies, false));
-            }
-            return;
-        }
-        if !resend {
-            return;
-        }
-        let Some(entry) = group.find(pending.hash, &pending.id) else {
-            return;
-        };
-        let record = Record::Write {
-            op: number,
-            entry: group.wire(entry, self.now.signed()),
-        };
-        for &node in waiting.iter() {
-            push(
-                &mut self.peers,
-                &self.config,
-                &mut self.counters,
-                node,
-                &record,
-            );
-        }
-    }
-
-    pub(super) fn take_ack(&mut self, from: NodeId, op: u64) {
-        let Some(pending) = self.ops.get_mut(&op) else {
-            return;
-        };
-        let Stage::Copies {
-            version,
-            waiting,
-            acked,
-            disk,
-        } = &mut pending.stage
-        else {
-            return;
-        };
-        let (Some(index), Some(peer)) = (
-            waiting.iter().position(|&node| node == from),
-            self.peers.get(&from),
-        ) else {
-            return;
-        };
-        waiting.remove(index);
-        acked.push((from, peer.incarnation));
-        if waiting.is_empty() && disk.is_none() {
-            let (version, copies) = (*version, acked.len() as u8);
-            if let Some(pending) = self.unpark(op) {
-                self.finish(&pending, End::Done(version, copies, false));
-            }
-        }
-    }
-
     /// An operation of this node, or of a peer, whose time has come.
     pub(super) fn wake_op(&mut self, number: u64) {
         let Some(pending) = self.ops.get(&number) else {
@@ -806,63 +532,6 @@ impl Store {
         if let Origin::Local(token) = origin {
             self.counters.unavailable += 1;
             self.reply(token, Outcome::Unavailable);
-        }
-    }
-
-    fn finish(&mut self, pending: &Pending, end: End) {
-        let now = self.now.signed();
-        let group = &self.groups[pending.group];
-        let entry = match end {
-            End::Found => group.find(pending.hash, &pending.id),
-            _ => None,
-        };
-        if matches!(end, End::Unavailable) {
-            self.counters.unavailable += 1;
-        }
-        match pending.origin {
-            Origin::Local(token) => {
-                let outcome = match end {
-                    End::Found => match entry {
-                        Some(entry) => Outcome::Found(Box::new(group.session(entry, now))),
-                        None => Outcome::NotFound,
-                    },
-                    End::Done(version, copies, degraded) => Outcome::Done {
-                        version,
-                        copies,
-                        degraded,
-                    },
-                    End::Touched => Outcome::Touched,
-                    End::NotFound => Outcome::NotFound,
-                    End::Conflict(version) => Outcome::Conflict(version),
-                    End::Unavailable => Outcome::Unavailable,
-                    End::Busy => Outcome::Busy,
-                };
-                self.reply(token, outcome);
-            }
-            Origin::Remote { node, req } => {
-                let result = match end {
-                    End::Found => match entry {
-                        Some(entry) => ResultRef::Found(group.wire(entry, now)),
-                        None => ResultRef::NotFound,
-                    },
-                    End::Done(version, copies, degraded) => {
-                        ResultRef::Done(version, copies, degraded)
-                    }
-                    End::Touched => ResultRef::Touched,
-                    End::NotFound => ResultRef::NotFound,
-                    End::Conflict(version) => ResultRef::Conflict(version),
-                    End::Unavailable => ResultRef::Unavailable,
-                    End::Busy => ResultRef::Busy,
-                };
-                let record = Record::Outcome { req, result };
-                push(
-                    &mut self.peers,
-                    &self.config,
-                    &mut self.counters,
-                    node,
-                    &record,
-                );
-            }
         }
     }
 }

@@ -17,22 +17,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::codec::{EntryRef, Record};
-use super::placement::{Set, range_of};
-use super::store::{Store, push};
-use super::table::print;
+use super::codec::Record;
+use super::placement::Set;
+use super::store::Store;
 use super::types::{NodeId, Time};
 
 /// All comparisons that are planned or under way.
 #[derive(Debug, Default)]
 pub(super) struct Repair {
-    plans: BTreeMap<NodeId, Plan>,
-    pulls: BTreeMap<u64, Pull>,
+    pub plans: BTreeMap<NodeId, Plan>,
+    pub pulls: BTreeMap<u64, Pull>,
     /// Buckets with a pull under way.
-    busy: BTreeSet<(u16, u16)>,
-    nonce: u64,
+    pub busy: BTreeSet<(u16, u16)>,
+    pub nonce: u64,
     /// Start of the running round of anti-entropy.
-    round: i64,
+    pub round: i64,
     /// Buckets that this node should hold and that are not settled.
     pub unsettled: usize,
     /// When [`Store::run_repair`] has something to do again.
@@ -40,15 +39,15 @@ pub(super) struct Repair {
 }
 
 #[derive(Debug, Default)]
-struct Plan {
-    todo: BTreeSet<(u16, u16)>,
-    query: Option<Query>,
+pub(super) struct Plan {
+    pub todo: BTreeSet<(u16, u16)>,
+    pub query: Option<Query>,
     /// Not before.
-    after: Time,
+    pub after: Time,
 }
 
 #[derive(Debug)]
-struct Query {
+pub(super) struct Query {
     nonce: u64,
     group: u16,
     items: Vec<(u16, u64)>,
@@ -56,15 +55,15 @@ struct Query {
 }
 
 #[derive(Debug)]
-struct Pull {
-    peer: NodeId,
-    group: u16,
-    bucket: u16,
-    from: u64,
+pub(super) struct Pull {
+    pub peer: NodeId,
+    pub group: u16,
+    pub bucket: u16,
+    pub from: u64,
     /// View generation and digest of the peer when the first part came.
-    first: Option<(u64, u64)>,
-    tries: u32,
-    deadline: Time,
+    pub first: Option<(u64, u64)>,
+    pub tries: u32,
+    pub deadline: Time,
 }
 
 /// Most buckets in one message of digests.
@@ -94,7 +93,7 @@ impl Repair {
         }
     }
 
-    fn next_nonce(&mut self) -> u64 {
+    pub fn next_nonce(&mut self) -> u64 {
         self.nonce += 1;
         self.nonce
     }
@@ -354,7 +353,7 @@ impl Store {
     }
 
     /// This node has all that the peer has of the bucket.
-    fn settle(&mut self, peer: NodeId, g: u16, b: u16, theirs: Option<(u64, u64)>) {
+    pub(super) fn settle(&mut self, peer: NodeId, g: u16, b: u16, theirs: Option<(u64, u64)>) {
         if let Some(plan) = self.repair.plans.get_mut(&peer) {
             plan.todo.remove(&(g, b));
         }
@@ -381,218 +380,22 @@ impl Store {
         }
     }
 
-    fn start_pull(&mut self, peer: NodeId, group: u16, bucket: u16) {
-        let full = self.repair.pulls.len() >= self.config.limits.pulls;
-        if full || !self.repair.busy.insert((group, bucket)) {
-            return; // It stays planned.
+    /// Offers a peer all buckets that it shares, because copies for it were dropped: it
+    /// fetches at its own pace, where pushing would fill its outbox again.
+    pub(super) fn offer_shared(&mut self, to: NodeId) {
+        let mut offers: Vec<(u32, Vec<u16>)> = Vec::new();
+        for group in &self.groups {
+            let Some(index) = group.index_of(to) else {
+                continue;
+            };
+            let shared = (0_u16..)
+                .zip(&group.buckets)
+                .filter(|(_, bucket)| !bucket.table.is_empty() && bucket.holders.has(index));
+            let shared: Vec<u16> = shared.map(|(b, _)| b).collect();
+            offers.extend(shared.chunks(QUERY).map(|part| (group.key, part.to_vec())));
         }
-        let nonce = self.repair.next_nonce();
-        let buckets = self.config.limits.buckets;
-        let pull = Pull {
-            peer,
-            group,
-            bucket,
-            from: range_of(bucket, buckets).0,
-            first: None,
-            tries: 1,
-            deadline: self.now.plus(self.config.timing.retry),
-        };
-        self.repair.pulls.insert(nonce, pull);
-        self.send_pull(nonce);
-    }
-
-    fn end_pull(&mut self, nonce: u64) {
-        if let Some(pull) = self.repair.pulls.remove(&nonce) {
-            self.repair.busy.remove(&(pull.group, pull.bucket));
-            let after = self.now.plus(self.config.timing.retry);
-            if let Some(plan) = self.repair.plans.get_mut(&pull.peer) {
-                plan.after = after;
-            }
-            self.repair.wake = Some(Time(0));
-        }
-    }
-
-    fn send_pull(&mut self, nonce: u64) {
-        let Some(pull) = self.repair.pulls.get(&nonce) else {
-            return;
-        };
-        let group = &self.groups[usize::from(pull.group)];
-        let entries = group.sorted(pull.bucket, pull.from);
-        let mut to = range_of(pull.bucket, self.config.limits.buckets).1;
-        let mut items = Vec::new();
-        for entry in entries {
-            // Equal hashes stay in one part: a part ends between hashes.
-            if items.len() >= 4 * self.config.limits.chunk.min(512)
-                && items.last().is_some_and(|&(hash, _)| hash != entry.hash)
-            {
-                to = entry.hash - 1;
-                break;
-            }
-            items.push((entry.hash, entry.print()));
-        }
-        let record = Record::Pull {
-            nonce,
-            group: group.key,
-            bucket: pull.bucket,
-            from: pull.from,
-            to,
-            items,
-        };
-        push(
-            &mut self.peers,
-            &self.config,
-            &mut self.counters,
-            pull.peer,
-            &record,
-        );
-    }
-
-    fn take_pull(
-        &mut self,
-        from: NodeId,
-        nonce: u64,
-        key: u32,
-        bucket: u16,
-        (low, high): (u64, u64),
-        items: &[(u64, u64)],
-    ) {
-        let Some(g) = self.group_of(key) else {
-            return;
-        };
-        let group = &self.groups[g];
-        let Some(held) = group.buckets.get(usize::from(bucket)) else {
-            return;
-        };
-        if !self.admitted() {
-            return;
-        }
-        let theirs: BTreeSet<(u64, u64)> = items.iter().copied().collect();
-        let mut wanted: BTreeSet<u64> = items.iter().map(|&(hash, _)| hash).collect();
-        let now = self.now.signed();
-        let mut to = high;
-        let mut entries: Vec<EntryRef<'_>> = Vec::new();
-        let mut bytes = 0;
-        let mut last = None;
-        for entry in group.sorted(bucket, low) {
-            if entry.hash > high {
-                break;
-            }
-            let full = entries.len() >= self.config.limits.chunk
-                || bytes >= self.config.limits.frame
-                || entries.len() >= super::codec::MAX_LIST;
-            if full && last != Some(entry.hash) {
-                to = entry.hash - 1;
-                break;
-            }
-            last = Some(entry.hash);
-            wanted.remove(&entry.hash);
-            if !theirs.contains(&(entry.hash, entry.print())) {
-                bytes += entry.id().len() + entry.data().map_or(0, <[u8]>::len) + 64;
-                entries.push(group.wire(entry, now));
-            }
-        }
-        let record = Record::Part {
-            nonce,
-            view: self.view.id,
-            generation: self.view.generation,
-            digest: held.digest,
-            to,
-            entries,
-            wants: wanted.into_iter().filter(|&hash| hash <= to).collect(),
-        };
-        push(
-            &mut self.peers,
-            &self.config,
-            &mut self.counters,
-            from,
-            &record,
-        );
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
-    fn take_part(
-        &mut self,
-        from: NodeId,
-        nonce: u64,
-        view: u64,
-        theirs: (u64, u64),
-        to: u64,
-        entries: &[EntryRef<'_>],
-        wants: &[u64],
-    ) {
-        let Some(pull) = self.repair.pulls.get_mut(&nonce) else {
-            return;
-        };
-        if pull.peer != from || to < pull.from {
-            return;
-        }
-        if view != self.view.id {
-            return self.end_pull(nonce);
-        }
-        let (g, b, low) = (pull.group, pull.bucket, pull.from);
-        let first = *pull.first.get_or_insert(theirs);
-        let end = range_of(b, self.config.limits.buckets).1;
-        let done = to >= end;
-        if !done {
-            pull.from = to + 1;
-            pull.tries = 1;
-            pull.deadline = self.now.plus(self.config.timing.retry);
-        }
-        for entry in entries {
-            let merged = self.take_copy(entry);
-            if merged.changed && self.ready() {
-                self.counters.mended += 1;
-            }
-        }
-        self.give_back(from, usize::from(g), (low, to), entries, wants);
-        if !done {
-            return self.send_pull(nonce);
-        }
-        self.repair.pulls.remove(&nonce);
-        self.repair.busy.remove(&(g, b));
-        self.repair.wake = Some(Time(0));
-        self.settle(from, g, b, (first == theirs).then_some(theirs));
-        self.try_ready();
-        if self.config.limits.sessions < self.groups[usize::from(g)].live {
-            self.evict(usize::from(g));
-        }
-    }
-
-    /// Sends a co-holder the copies that it lacks or has in an older version.
-    fn give_back(
-        &mut self,
-        to: NodeId,
-        g: usize,
-        (low, high): (u64, u64),
-        entries: &[EntryRef<'_>],
-        wants: &[u64],
-    ) {
-        let group = &self.groups[g];
-        let now = self.now.signed();
-        let newer = entries.iter().filter_map(|theirs| {
-            let hash = group.hash(theirs.id);
-            let ours = group.find(hash, theirs.id)?;
-            (ours.print() != print(hash, theirs.version, theirs.seq)).then_some(ours)
-        });
-        let lacking = wants
-            .iter()
-            .filter(|hash| (low..=high).contains(*hash))
-            .filter_map(|&hash| group.bucket(hash).table.find(hash, |e| e.hash == hash));
-        for entry in newer.chain(lacking) {
-            let holder = group.index_of(to);
-            if holder.is_some_and(|index| group.bucket(entry.hash).holders.has(index)) {
-                let record = Record::Write {
-                    op: 0,
-                    entry: group.wire(entry, now),
-                };
-                push(
-                    &mut self.peers,
-                    &self.config,
-                    &mut self.counters,
-                    to,
-                    &record,
-                );
-            }
+        for (group, buckets) in offers {
+            self.send(to, &Record::Offer { group, buckets });
         }
     }
 

@@ -132,8 +132,8 @@ pub struct Store {
     pub(super) ops: BTreeMap<u64, Pending>,
     pub(super) timers: BTreeSet<(Time, u64)>,
     pub(super) next_op: u64,
-    /// Operations at work for other nodes, by node and its number.
-    pub(super) remote: BTreeMap<(NodeId, u64), u64>,
+    /// Operations at work for other nodes, by the node's incarnation and its number.
+    pub(super) remote: BTreeMap<(u64, u64), u64>,
     /// Requests that something outside is doing, and until when.
     pub(super) external: BTreeMap<Token, Time>,
     pub(super) repair: Repair,
@@ -234,7 +234,7 @@ impl Store {
                     peer.sent();
                     if peer.missed && peer.waiting() < self.config.limits.outbox / 2 {
                         peer.missed = false;
-                        self.compare_with(to);
+                        self.offer_shared(to);
                     }
                 }
                 Ok(())
@@ -322,6 +322,7 @@ impl Store {
             unsettled: self.repair.unsettled as u64,
             strays: self.strays().count() as u64,
             disk_backlog: self.log.backlog() as u64,
+            disk_buckets: self.log.dirty() as u64,
             ..self.counters
         }
     }

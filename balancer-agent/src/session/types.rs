@@ -65,7 +65,8 @@ pub struct Member {
     /// A number that no other life of any node has. A node that restarts, or that any
     /// other node has declared down, must come back with a new one.
     pub incarnation: u64,
-    /// The groups that this node holds, by [`super::group_key`], sorted. `None`: all.
+    /// The groups that this node holds, by [`super::group_key`], sorted. `None`: the same
+    /// as the node that is told.
     pub groups: Option<Arc<[u32]>>,
 }
 

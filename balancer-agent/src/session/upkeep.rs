@@ -7,8 +7,9 @@ use super::store::{Store, push};
 use super::table::Merged;
 use super::types::{NodeId, Outcome, Token};
 
-/// The sweep goes through all buckets in this many steps.
-const SWEEP_STEPS: u32 = 16;
+/// The sweep goes through all buckets in at most this many steps: a step is short, since
+/// requests wait meanwhile.
+const SWEEP_STEPS: u32 = 128;
 /// Entries that are looked at for one eviction.
 const SAMPLE: usize = 16;
 /// Evictions after one input: a memory bound that was passed by more is reached in steps.
@@ -217,9 +218,8 @@ impl Store {
             }
         }
         if self.now >= self.next_sweep {
-            self.next_sweep = self
-                .now
-                .plus((timing.sweep / u64::from(SWEEP_STEPS)).max(1));
+            let steps = u64::from(self.config.limits.buckets).min(u64::from(SWEEP_STEPS));
+            self.next_sweep = self.now.plus((timing.sweep / steps).max(1));
             self.sweep();
         }
     }

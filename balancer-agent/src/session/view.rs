@@ -40,6 +40,9 @@ pub(super) enum Phase {
         since: Time,
         ask: Time,
     },
+    /// It has forgotten everything, and its disk has not yet: until then it must not count
+    /// as seen, or it could come back once more with what it had.
+    Forgetting { batch: u64 },
     /// It fetches what it should hold.
     Syncing,
     /// It serves.
@@ -170,9 +173,10 @@ impl Store {
         self.next_round = self.now.plus(self.config.timing.anti_entropy);
         self.next_sweep = self.now.plus(1);
         let empty = self.groups.iter().all(|g| g.live + g.tombstones == 0);
-        self.phase = match empty {
-            true => Phase::Syncing,
-            false => Phase::Joining {
+        self.phase = match (empty, &self.phase) {
+            (true, Phase::Forgetting { batch }) => Phase::Forgetting { batch: *batch },
+            (true, _) => Phase::Syncing,
+            (false, _) => Phase::Joining {
                 replies: BTreeMap::new(),
                 since: self.now,
                 ask: self.now,
@@ -255,7 +259,18 @@ impl Store {
         let replies = std::mem::take(replies);
         if self.must_forget(&replies) {
             self.wipe();
+            if self.persistent() {
+                self.phase = Phase::Forgetting {
+                    batch: self.log.last(),
+                };
+                return;
+            }
         }
+        self.admit();
+    }
+
+    /// What this node holds counts from now on.
+    pub(super) fn admit(&mut self) {
         self.phase = Phase::Syncing;
         self.send_status();
         self.repair.view_changed(self.now);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use balancer_agent::session::{
-    Config, GroupConfig, GroupId, Input, Manager, Member, NodeId, Op, Outcome, Output,
-    Replication, Session, Store, Time, Token,
+    Config, GroupConfig, GroupId, Input, Manager, Member, NodeId, Op, Outcome, Output, Replication,
+    Session, Store, Time, Token,
 };
 
 pub const GROUP: GroupId = GroupId(0);
@@ -172,7 +172,10 @@ impl Net {
             self.now = self.now.max(next);
             let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
             for node in nodes {
-                if self.nodes[&node].poll_timeout().is_some_and(|time| time <= self.now) {
+                if self.nodes[&node]
+                    .poll_timeout()
+                    .is_some_and(|time| time <= self.now)
+                {
                     self.input(node, Input::Tick);
                 }
             }
@@ -224,7 +227,10 @@ impl Net {
 
     /// Sum of one count over all nodes.
     pub fn sum(&self, count: impl Fn(&balancer_agent::session::Counters) -> u64) -> u64 {
-        self.nodes.values().map(|store| count(&store.counters())).sum()
+        self.nodes
+            .values()
+            .map(|store| count(&store.counters()))
+            .sum()
     }
 
     pub fn all_ready(&self) -> bool {

@@ -28,6 +28,8 @@ struct Asked {
     due: Option<Version>,
     /// Nodes that lost what they held since it began.
     lost: BTreeSet<usize>,
+    /// Nodes that lost what was not on their disks since then.
+    torn: BTreeSet<usize>,
     /// The storm count if it was calm when it began.
     calm: Option<u64>,
 }
@@ -86,6 +88,12 @@ impl Client {
         }
     }
 
+    pub(super) fn node_torn(&mut self, index: usize) {
+        for asked in self.asked.values_mut() {
+            asked.torn.insert(index);
+        }
+    }
+
     /// Requests on a node that crashed are never answered; their writes may be done.
     pub(super) fn crashed(&mut self, index: usize, run: u64) {
         self.asked
@@ -95,7 +103,7 @@ impl Client {
 
 /// One random request on one random node.
 pub(super) fn act(world: &mut World) -> Result<(), Broken> {
-    let up = world.up_nodes();
+    let up = world.up();
     let Some(node) = world.rng.pick(&up) else {
         return Ok(());
     };
@@ -112,7 +120,7 @@ pub(super) fn act(world: &mut World) -> Result<(), Broken> {
         ttl,
         data: rng
             .chance(40)
-            .then(|| vec![rng.next() as u8; rng.below(200) as usize].into()),
+            .then(|| vec![rng.word() as u8; rng.below(200) as usize].into()),
         expect,
     };
     let op = match rng.below(100) {
@@ -147,6 +155,7 @@ pub(super) fn act(world: &mut World) -> Result<(), Broken> {
         kind,
         due: tracked.fresh,
         lost: BTreeSet::new(),
+        torn: BTreeSet::new(),
         calm: world.calm.then_some(world.storms),
     };
     if !matches!(op, Op::Get { touch: false }) {
@@ -199,6 +208,10 @@ pub(super) fn answered(
         } => {
             world.report.acknowledged += 1;
             let durable = world.client.sync && !degraded;
+            let mut lost = asked.lost;
+            if !durable {
+                lost.extend(asked.torn);
+            }
             let holders = (1 + usize::from(*copies)).min(world.copies);
             world.client.seen.insert(asked.session, *version);
             if world.client.evicting {
@@ -207,7 +220,9 @@ pub(super) fn answered(
                 return Ok(());
             }
             let tracked = &mut world.client.sessions[asked.session];
-            tracked.acknowledged(*version, holders, (durable, *degraded), asked.lost);
+            tracked.acknowledged(*version, holders, (durable, *degraded), lost);
+            // Who did it may have stopped serving before the answer came.
+            hide(world);
             // It must be there now, if anything.
             let best = world.best(&world.client.sessions[asked.session].id, false);
             return world.client.sessions[asked.session].still_held(best);
@@ -273,7 +288,7 @@ fn gone(world: &World, tracked: &Tracked, fresh: Version) -> bool {
 
 /// The first difference between what the nodes hold and what they should.
 pub(super) fn differing(world: &World) -> Option<String> {
-    let up = world.up_nodes();
+    let up = world.up();
     for tracked in world
         .client
         .sessions

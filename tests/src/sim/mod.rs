@@ -7,8 +7,8 @@
 //! opinions; crashes, pauses, joins and leaves. Every message passes the codec. Chance
 //! comes from one seed, so a run can be had again.
 //!
-//! - `world`: time, network, disks, faults; `membership`: who believes whom alive;
-//! - `client`: the random workload; `oracle`: what was promised, and whether it was kept.
+//! - `world`: time, network, disks; `faults`: what goes wrong; `membership`: who believes whom alive;
+//! - `client`: the random workload; `quiet`: the end of a run; `oracle`: what was promised, and whether it was kept.
 //!
 //! ```text
 //! SIM_SEED=42 SIM_MANAGER=backup cargo test -p balancer-tests --test sim -- one_seed --ignored
@@ -16,9 +16,13 @@
 //! ```
 
 pub mod client;
+mod faults;
 pub mod membership;
 pub mod oracle;
+mod quiet;
+pub mod report;
 pub mod rng;
 pub mod world;
 
-pub use world::{Options, Report, run};
+pub use report::{Counts, Options, Report};
+pub use world::run;

@@ -1,114 +1,20 @@
-//! Time, network, disks, clocks and faults around the simulated nodes.
+//! Time, network, disks and clocks around the simulated nodes. What goes wrong: `faults`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use balancer_agent::session::{
-    Config, Counters, GroupConfig, Input, Manager, Output, Replication, Sabotage, Store, Time,
-    Version,
+    Config, GroupConfig, Input, Manager, Output, Replication, Store, Time, Version,
 };
 
 use super::client::{Client, GROUP};
-use super::membership::{Believer, agreed, index_of, members, node_id, refresh, truth};
+use super::membership::{Believer, agreed, index_of, members, node_id, refresh};
 use super::oracle::Broken;
+use super::report::{Options, Report};
 use super::rng::Rng;
 
-/// What to simulate.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Decides everything that chance decides.
-    pub seed: u64,
-    /// Events under faults and load; the quiet end comes on top.
-    pub steps: u64,
-    /// Who holds the sessions.
-    pub manager: Manager,
-    /// Whether they are on disk too.
-    pub persistent: bool,
-    /// When writers are answered; `None`: by the seed, mostly `sync`.
-    pub replication: Option<Replication>,
-    /// A planted fault.
-    pub sabotage: Sabotage,
-    /// Print what happens to the membership and to requests.
-    pub verbose: bool,
-}
-
-/// What a run did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Report {
-    /// Events, those of the quiet end too.
-    pub steps: u64,
-    /// Simulated time in milliseconds.
-    pub millis: u64,
-    /// Stands for the whole course: two runs of one seed have the same.
-    pub trace: u64,
-    /// Acknowledged writes.
-    pub acknowledged: u64,
-    /// Reads that were checked against an acknowledged write.
-    pub checked_reads: u64,
-    /// Nodes that lost what they held.
-    pub lost_nodes: u64,
-    /// Some of the nodes' own counts, added up over all lives.
-    pub counts: Counts,
-}
-
-/// Sums of [`Counters`], to see that a sweep reaches what it should.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counts {
-    /// [`Counters::degraded`]
-    pub degraded: u64,
-    /// [`Counters::wipes`]
-    pub wipes: u64,
-    /// [`Counters::mended`]
-    pub mended: u64,
-    /// [`Counters::handed_over`]
-    pub handed_over: u64,
-    /// [`Counters::gathers`]
-    pub gathers: u64,
-    /// [`Counters::tombstones_agreed`]
-    pub agreed: u64,
-    /// [`Counters::expired`]
-    pub expired: u64,
-    /// [`Counters::evicted`]
-    pub evicted: u64,
-    /// [`Counters::outbox_full`]
-    pub outbox_full: u64,
-    /// [`Counters::frames_fenced`]
-    pub fenced: u64,
-}
-
-impl Counts {
-    /// Adds another sum.
-    pub fn add(&mut self, other: &Self) {
-        self.degraded += other.degraded;
-        self.wipes += other.wipes;
-        self.mended += other.mended;
-        self.handed_over += other.handed_over;
-        self.gathers += other.gathers;
-        self.agreed += other.agreed;
-        self.expired += other.expired;
-        self.evicted += other.evicted;
-        self.outbox_full += other.outbox_full;
-        self.fenced += other.fenced;
-    }
-
-    fn take(&mut self, counters: &Counters) {
-        self.add(&Self {
-            degraded: counters.degraded,
-            wipes: counters.wipes,
-            mended: counters.mended,
-            handed_over: counters.handed_over,
-            gathers: counters.gathers,
-            agreed: counters.tombstones_agreed,
-            expired: counters.expired,
-            evicted: counters.evicted,
-            outbox_full: counters.outbox_full,
-            fenced: counters.frames_fenced,
-        });
-    }
-}
-
 #[derive(Debug)]
-enum Event {
+pub(super) enum Event {
     Deliver {
         from: usize,
         to: usize,
@@ -143,15 +49,15 @@ enum Event {
 
 /// A node's own clock: monotonic, at its own rate, from its own zero.
 #[derive(Clone, Copy, Debug, Default)]
-struct Clock {
-    base: u64,
-    started: u64,
+pub(super) struct Clock {
+    pub base: u64,
+    pub started: u64,
     /// Microseconds of this clock per second of true time.
-    rate: u64,
+    pub rate: u64,
 }
 
 impl Clock {
-    fn read(&self, now: u64) -> Time {
+    pub fn read(&self, now: u64) -> Time {
         Time(self.base + (now - self.started) * self.rate / 1_000_000_000)
     }
 
@@ -164,10 +70,10 @@ impl Clock {
 
 /// A disk: what is safe on it, and what is on its way.
 #[derive(Debug, Default)]
-struct Disk {
-    safe: Vec<Vec<u8>>,
-    on_the_way: VecDeque<(u64, Vec<u8>)>,
-    slow: bool,
+pub(super) struct Disk {
+    pub safe: Vec<Vec<u8>>,
+    pub on_the_way: VecDeque<(u64, Vec<u8>)>,
+    pub slow: bool,
 }
 
 pub(super) struct Node {
@@ -175,11 +81,11 @@ pub(super) struct Node {
     pub run: u64,
     pub ready: bool,
     pub paused_until: u64,
-    clock: Clock,
-    wake: Option<u64>,
-    disk: Disk,
-    slow_sender: bool,
-    wipes: u64,
+    pub(super) clock: Clock,
+    pub(super) wake: Option<u64>,
+    pub(super) disk: Disk,
+    pub(super) slow_sender: bool,
+    pub(super) wipes: u64,
 }
 
 /// The whole of a run.
@@ -190,29 +96,31 @@ pub(super) struct World {
     pub nodes: Vec<Node>,
     pub beliefs: Vec<Believer>,
     pub client: Client,
-    config: Config,
-    queue: BTreeMap<(u64, u64), Event>,
-    sequence: u64,
+    pub(super) config: Config,
+    pub(super) queue: BTreeMap<(u64, u64), Event>,
+    pub(super) sequence: u64,
     /// Which way between two nodes is cut.
-    cut: BTreeSet<(usize, usize)>,
+    pub(super) cut: BTreeSet<(usize, usize)>,
     /// Whether a cut in one direction is enough to be declared down.
-    strict: bool,
-    loss: u64,
-    doubling: u64,
-    stray_delay: u64,
-    incarnations: u64,
+    pub(super) strict: bool,
+    pub(super) loss: u64,
+    pub(super) doubling: u64,
+    pub(super) stray_delay: u64,
+    /// Faults are this many times rarer: tombstones go only when it is calm for long.
+    lull: u64,
+    pub(super) incarnations: u64,
     /// Counts the times at which the calm was broken.
     pub storms: u64,
     pub calm: bool,
-    quiet: bool,
+    pub(super) quiet: bool,
     pub report: Report,
-    persistent: bool,
-    verbose: bool,
+    pub(super) persistent: bool,
+    pub(super) verbose: bool,
     /// Copies that a group has when all is well.
     pub copies: usize,
 }
 
-const MILLI: u64 = 1_000;
+pub(super) const MILLI: u64 = 1_000;
 
 /// Runs one simulation to its end.
 ///
@@ -244,7 +152,7 @@ fn configure(options: &Options, rng: &mut Rng) -> Config {
         replication,
         persistent: options.persistent,
     };
-    let mut config = Config::new(node_id(0), [rng.next(), rng.next()], vec![group]);
+    let mut config = Config::new(node_id(0), [rng.word(), rng.word()], vec![group]);
     config.sabotage = options.sabotage;
     config.timing.retry = rng.range(30, 100);
     config.timing.operation = rng.range(600, 1500);
@@ -299,6 +207,7 @@ impl World {
             loss: if rng.chance(50) { rng.below(15) } else { 0 },
             doubling: if rng.chance(50) { rng.below(15) } else { 0 },
             stray_delay: if rng.chance(60) { rng.below(12) } else { 0 },
+            lull: if rng.chance(25) { 6 } else { 1 },
             incarnations: 0,
             storms: 0,
             calm: false,
@@ -335,13 +244,13 @@ impl World {
         world
     }
 
-    fn fresh_store(&self, index: usize) -> Store {
+    pub(super) fn fresh_store(&self, index: usize) -> Store {
         let mut config = self.config.clone();
         config.node = node_id(index);
         Store::new(config).expect("the simulator's configuration is sound")
     }
 
-    fn new_clock(&mut self, index: usize) {
+    pub(super) fn new_clock(&mut self, index: usize) {
         let clock = Clock {
             base: if self.rng.chance(50) {
                 0
@@ -354,7 +263,7 @@ impl World {
         self.nodes[index].clock = clock;
     }
 
-    fn push(&mut self, after: u64, event: Event) {
+    pub(super) fn push(&mut self, after: u64, event: Event) {
         self.sequence += 1;
         self.queue.insert((self.now + after, self.sequence), event);
     }
@@ -366,7 +275,7 @@ impl World {
         self.settle()
     }
 
-    fn step(&mut self) -> Result<(), Broken> {
+    pub(super) fn step(&mut self) -> Result<(), Broken> {
         let Some(((time, _), event)) = self.queue.pop_first() else {
             return Err(Broken("nothing will ever happen again".into()));
         };
@@ -426,7 +335,7 @@ impl World {
             Event::Fault => {
                 if !self.quiet {
                     self.fault()?;
-                    let after = self.rng.range(100, 1800) * MILLI;
+                    let after = self.rng.range(100, 1800) * self.lull * MILLI;
                     self.push(after, Event::Fault);
                 }
             }
@@ -607,7 +516,7 @@ impl World {
     }
 
     /// A node has lost what it held.
-    fn lost(&mut self, index: usize) -> Result<(), Broken> {
+    pub(super) fn lost(&mut self, index: usize) -> Result<(), Broken> {
         self.report.lost_nodes += 1;
         self.client.node_lost(index);
         for number in 0..self.client.sessions.len() {
@@ -618,7 +527,8 @@ impl World {
     }
 
     /// A node kept its disk, and lost what was not on it yet.
-    fn torn(&mut self, index: usize) -> Result<(), Broken> {
+    pub(super) fn torn(&mut self, index: usize) -> Result<(), Broken> {
+        self.client.node_torn(index);
         for number in 0..self.client.sessions.len() {
             let best = self.best(&self.client.sessions[number].id, false);
             self.client.sessions[number].node_torn(index, best)?;
@@ -627,7 +537,7 @@ impl World {
     }
 
     /// Membership or network have changed.
-    fn weather(&mut self) {
+    pub(super) fn weather(&mut self) {
         let calm = self.cut.is_empty() && agreed(&self.beliefs);
         if !calm && self.calm {
             self.storm();
@@ -635,14 +545,14 @@ impl World {
         self.calm = calm;
     }
 
-    fn storm(&mut self) {
+    pub(super) fn storm(&mut self) {
         self.storms += 1;
         for session in &mut self.client.sessions {
             session.gone = None;
         }
     }
 
-    fn tell(&mut self, index: usize) -> Result<(), Broken> {
+    pub(super) fn tell(&mut self, index: usize) -> Result<(), Broken> {
         let (cut, strict) = (&self.cut, self.strict);
         refresh(&mut self.beliefs, index, |other| {
             let out = cut.contains(&(index, other));
@@ -666,22 +576,22 @@ impl World {
     }
 
     /// Everyone hears of a change, each at its own time.
-    fn gossip(&mut self, least: u64, most: u64) {
+    pub(super) fn gossip(&mut self, least: u64, most: u64) {
         for node in 0..self.beliefs.len() {
             let after = self.rng.range(least, most) * MILLI;
             self.push(after, Event::View { node });
         }
     }
 
-    fn new_incarnation(&mut self, index: usize) {
+    pub(super) fn new_incarnation(&mut self, index: usize) {
         self.incarnations += 1;
         // Far apart, and not in the order of time: nothing may depend on it.
         let mut scatter = Rng::new(self.incarnations);
-        self.beliefs[index].incarnation = scatter.next();
+        self.beliefs[index].incarnation = scatter.word();
         self.beliefs[index].suspected = false;
     }
 
-    fn restart(&mut self, index: usize) -> Result<(), Broken> {
+    pub(super) fn restart(&mut self, index: usize) -> Result<(), Broken> {
         if self.beliefs[index].up {
             return Ok(());
         }
@@ -694,259 +604,6 @@ impl World {
         self.tell(index)?;
         self.gossip(1, 500);
         Ok(())
-    }
-
-    /// A node that was declared down comes back in a new life, with what it has.
-    fn reborn(&mut self, index: usize) -> Result<(), Broken> {
-        if !self.beliefs[index].up || !self.beliefs[index].suspected {
-            return Ok(());
-        }
-        if self.cut.iter().any(|&(a, b)| a == index || b == index) {
-            let after = self.rng.range(100, 400) * MILLI;
-            self.push(after, Event::Reborn { node: index });
-            return Ok(());
-        }
-        self.new_incarnation(index);
-        self.tell(index)?;
-        self.gossip(1, 500);
-        Ok(())
-    }
-
-    fn up(&self) -> Vec<usize> {
-        truth(&self.beliefs)
-            .iter()
-            .map(|&(index, _)| index)
-            .collect()
-    }
-
-    fn fault(&mut self) -> Result<(), Broken> {
-        let up = self.up();
-        let down: Vec<usize> = (0..self.nodes.len())
-            .filter(|i| !self.beliefs[*i].up)
-            .collect();
-        let Some(victim) = self.rng.pick(&up) else {
-            let node = self.rng.below(self.nodes.len() as u64) as usize;
-            return self.restart(node);
-        };
-        match self.rng.below(100) {
-            0..35 => {
-                if up.len() > 1 || self.rng.chance(15) {
-                    self.crash(victim)?;
-                }
-                if self.rng.chance(10) {
-                    // A second one at once.
-                    let up = self.up();
-                    if let (true, Some(other)) = (up.len() > 1, self.rng.pick(&up)) {
-                        self.crash(other)?;
-                    }
-                }
-            }
-            35..55 => self.partition(victim),
-            55..65 => {
-                self.beliefs[victim].suspected = true;
-                let life = self.beliefs[victim].incarnation;
-                for node in (0..self.beliefs.len()).filter(|&node| node != victim) {
-                    self.beliefs[node].down.insert(life);
-                }
-                self.gossip(1, 400);
-                let after = self.rng.range(50, 800) * MILLI;
-                self.push(after, Event::Reborn { node: victim });
-            }
-            65..75 => {
-                let length = self.rng.range(20, 600) * MILLI;
-                self.nodes[victim].paused_until = self.now + length;
-            }
-            75..82 => {
-                self.nodes[victim].clock.base += self.rng.range(50, 1200);
-                self.storm();
-            }
-            82..90 => {
-                let node = &mut self.nodes[victim];
-                match self.rng.chance(50) {
-                    true => node.slow_sender = !node.slow_sender,
-                    false => node.disk.slow = !node.disk.slow,
-                }
-            }
-            90..94 => {
-                if let Some(other) = self.rng.pick(&up) {
-                    let peer = node_id(other);
-                    self.handle(victim, Input::Reset { peer })?;
-                }
-            }
-            _ => {
-                if let Some(node) = self.rng.pick(&down) {
-                    self.restart(node)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn crash(&mut self, index: usize) -> Result<(), Broken> {
-        let counters = self.nodes[index].store.counters();
-        self.report.counts.take(&counters);
-        self.beliefs[index].up = false;
-        self.say(|| format!("node {index} crashes"));
-        self.client.crashed(index, self.nodes[index].run);
-        let torn = self.rng.chance(60);
-        let disk_lost = self.rng.chance(20);
-        let node = &mut self.nodes[index];
-        let on_the_way = std::mem::take(&mut node.disk.on_the_way);
-        if self.persistent {
-            let survive = match torn {
-                true => self.rng.below(on_the_way.len() as u64 + 1) as usize,
-                false => on_the_way.len(),
-            };
-            let node = &mut self.nodes[index];
-            let kept = on_the_way.into_iter().take(survive);
-            node.disk.safe.extend(kept.map(|(_, batch)| batch));
-            if disk_lost {
-                node.disk.safe.clear();
-            }
-        }
-        self.new_clock(index);
-        let mut store = self.fresh_store(index);
-        let node = &mut self.nodes[index];
-        let time = node.clock.read(self.now);
-        for batch in &node.disk.safe {
-            if let Err(error) = store.load(batch, time) {
-                return Err(Broken(format!("the disk cannot be read: {error}")));
-            }
-        }
-        node.store = store;
-        node.run += 1;
-        node.ready = false;
-        node.wake = None;
-        node.wipes = 0;
-        self.storm();
-        self.weather();
-        match self.persistent && !disk_lost {
-            true => self.torn(index)?,
-            false => self.lost(index)?,
-        }
-        super::client::hide(self);
-        self.gossip(200, 1200);
-        let away = match self.rng.below(10) {
-            0 => self.rng.range(5_500, 9_000),
-            1..4 => self.rng.range(10, 150), // Back before anyone noticed.
-            _ => self.rng.range(150, 3_000),
-        };
-        if self.rng.chance(90) {
-            self.push(away * MILLI, Event::Restart { node: index });
-        }
-        Ok(())
-    }
-
-    fn partition(&mut self, victim: usize) {
-        let count = self.nodes.len();
-        let one_way = self.rng.chance(40);
-        let side: Vec<bool> = match self.rng.chance(50) {
-            true => (0..count).map(|node| node == victim).collect(),
-            false => (0..count).map(|_| self.rng.chance(50)).collect(),
-        };
-        for a in 0..count {
-            for b in 0..count {
-                if side[a] && !side[b] {
-                    self.cut.insert((a, b));
-                    if !one_way {
-                        self.cut.insert((b, a));
-                    }
-                }
-            }
-        }
-        self.say(|| format!("cut: {:?}", self.cut));
-        self.weather();
-        self.gossip(300, 1500);
-        let length = match self.rng.below(10) {
-            0 => self.rng.range(5_500, 8_000),
-            1..5 => self.rng.range(20, 400),
-            _ => self.rng.range(400, 3_000),
-        };
-        self.push(length * MILLI, Event::Heal);
-    }
-
-    fn heal(&mut self) {
-        self.cut.clear();
-        for node in 0..self.nodes.len() {
-            let after = self.rng.range(20, 500) * MILLI;
-            self.push(after, Event::Reborn { node });
-        }
-        self.weather();
-        self.gossip(100, 700);
-    }
-
-    /// Faults and load end; in bounded time all must be equal.
-    fn settle(&mut self) -> Result<(), Broken> {
-        self.quiet = true;
-        self.loss = 0;
-        self.stray_delay = 0;
-        for node in &mut self.nodes {
-            node.slow_sender = false;
-            node.disk.slow = false;
-        }
-        self.heal();
-        for node in 0..self.nodes.len() {
-            if !self.beliefs[node].up && (self.rng.chance(70) || self.persistent) {
-                let after = self.rng.range(1, 300) * MILLI;
-                self.push(after, Event::Restart { node });
-            }
-        }
-        let bound = self.now + 40_000 * MILLI;
-        let mut next = self.now + 1_500 * MILLI;
-        let mut trouble = String::from("nobody has looked yet");
-        while self.now < bound {
-            self.step()?;
-            if self.now >= next {
-                next = self.now + 300 * MILLI;
-                match self.trouble() {
-                    None => {
-                        trouble.clear();
-                        break;
-                    }
-                    Some(found) => trouble = found,
-                }
-            }
-        }
-        if !trouble.is_empty() {
-            return Err(Broken(format!(
-                "not settled after 40 s of quiet: {trouble}"
-            )));
-        }
-        super::client::final_check(self)?;
-        let end = self.now + self.client.brief_end() * MILLI;
-        while self.now < end {
-            self.step()?;
-        }
-        super::client::brief_check(self)?;
-        for index in 0..self.nodes.len() {
-            let counters = self.nodes[index].store.counters();
-            self.report.counts.take(&counters);
-        }
-        Ok(())
-    }
-
-    /// What is not yet as it should be.
-    fn trouble(&self) -> Option<String> {
-        if !self.calm {
-            return Some("the membership is not agreed".into());
-        }
-        for index in self.up() {
-            let node = &self.nodes[index];
-            let counters = node.store.counters();
-            if !node.ready || counters.unsettled + counters.strays + counters.pending > 0 {
-                return Some(format!(
-                    "node {index}: {:?}, strays {}, pending {}",
-                    node.store.standing(),
-                    counters.strays,
-                    counters.pending
-                ));
-            }
-        }
-        super::client::differing(self)
-    }
-
-    pub(super) fn up_nodes(&self) -> Vec<usize> {
-        self.up()
     }
 
     pub(super) fn local_time(&self, index: usize) -> Time {

@@ -56,7 +56,7 @@ impl Copy {
             age: if live { 50 } else { 0 },
             ttl: if live { 1000 } else { 0 },
             route: if live { route } else { "" },
-            data: (live && self.version.stamp % 2 == 0).then_some(b"data"),
+            data: (live && self.version.stamp.is_multiple_of(2)).then_some(b"data"),
         }
     }
 }
