@@ -377,7 +377,7 @@ fn a_node_tells_its_groups() {
     assert_eq!(told.len(), 9);
     let mut keys = [group_key("user"), group_key("admin")];
     keys.sort_unstable();
-    assert_eq!(*super::driver::groups_of(&told), keys);
-    assert!(super::driver::groups_of(b"").is_empty());
-    assert!(super::driver::groups_of(b"\x02abcd").is_empty());
+    assert_eq!(*super::network::groups_of(&told), keys);
+    assert!(super::network::groups_of(b"").is_empty());
+    assert!(super::network::groups_of(b"\x02abcd").is_empty());
 }

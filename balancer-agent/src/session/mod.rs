@@ -38,7 +38,7 @@
 //!   `execute`: operations; `repair`, `pull`: comparing and fetching; `upkeep`: timers, ends,
 //!   the memory bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in;
 //!   `watch`: what has changed;
-//! - `driver`, `handle`: the task that connects a store to cluster and clock, and what the
+//! - `driver`, `network`, `handle`: the task that connects a store to cluster and clock, and what the
 //!   rest of the agent knows of it.
 //!
 //! The protocol, what it promises and what not, is described in `docs/sessions.md`.
@@ -53,6 +53,7 @@ mod driver_tests;
 mod execute;
 pub mod handle;
 mod inspect;
+mod network;
 mod ops;
 mod outbox;
 mod placement;
