@@ -9,7 +9,7 @@
 //! events, half-open flows +                          +--> signs --> checks
 //!
 //! verdicts, file, operators --> web tier (a thread per core)
-//! other nodes <--> cluster
+//! other nodes <--> cluster <--> session store <--> web tier
 //! ```
 //!
 //! Start: socket, addresses and files of the web tier, those of the cluster, kernel side,
@@ -19,6 +19,7 @@
 
 mod ready;
 mod reload;
+mod sessions;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -36,7 +37,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::node::{CachedCounts, Node};
 use crate::admin::server::Listener;
-use crate::cluster::{Cluster, Event, Events, Initial};
+use crate::cluster::{Cluster, Event, Events};
 use crate::dataplane::Tables;
 use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
 use crate::dataplane::object;
@@ -103,16 +104,29 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
     // Before the kernel side: an address that is taken must not leave anything behind.
     let web = Proxy::prepare(&config, ready.materials, None)?;
     let cluster = config.cluster.as_ref();
-    let cluster = cluster.map(|config| Cluster::bind(config, Initial::default()));
+    let cluster = cluster.map(|of| Cluster::bind(of, sessions::initial(&config)));
     let cluster = cluster.transpose()?;
     let kernel = open_kernel(&config)?;
 
     let mut tasks = JoinSet::new();
-    let cluster = cluster.map(|(cluster, events, driver)| {
-        tasks.spawn(driver.run());
-        tasks.spawn(follow_links(cluster.clone(), events));
-        cluster
-    });
+    let (cluster, links) = match cluster {
+        Some((cluster, events, driver)) => {
+            tasks.spawn(driver.run());
+            (Some(cluster.clone()), Some((cluster, events)))
+        }
+        None => (None, None),
+    };
+    let (session_store, store_task) = match (&config.sessions, links) {
+        (Some(model), links) => {
+            let (sessions, task) = sessions::open(&config, model, links)?;
+            (Some(sessions), Some(task))
+        }
+        (None, Some((cluster, events))) => {
+            tasks.spawn(follow_links(cluster, events));
+            (None, None)
+        }
+        (None, None) => (None, None),
+    };
     let (destinations, wanted) = watch::channel(servers(&config));
     let (hops, seen_hops) = watch::channel(Arc::new(NextHops::default()));
     tasks.spawn(watch_hops(wanted, hops));
@@ -132,8 +146,12 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         prober.run().await;
     });
 
-    let proxy = Proxy::start(web, &seeds, &overrides.clone().into_iter().collect())
+    let words = overrides.clone().into_iter().collect();
+    let proxy = Proxy::start(web, &seeds, &words, session_store.clone())
         .context("cannot start the threads of the web tier")?;
+    if let Some(task) = store_task {
+        tasks.spawn(task.run(proxy.clone()));
+    }
     let mut world = World::new(Arc::clone(&config), overrides, &seeds, old_hops);
     world.set_hops(first_hops(seen_hops.clone()).await);
     world.set_attached(attached(kernel.as_deref()));
@@ -196,6 +214,7 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         reload: reload.clone(),
         web: Some(Arc::new(proxy.clone()) as Arc<dyn Web>),
         cluster: cluster.clone(),
+        sessions: session_store,
         started,
         counts: CachedCounts::default(),
     });

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use balancer_agent::admin::client::{AskError, ask};
 use balancer_agent::admin::protocol::{Answer, BackendStatus, FlowFilter, Request};
 use balancer_agent::admin::render;
+use balancer_agent::admin::sessions::{SessionFilter, SessionName};
 use balancer_agent::app;
 use balancer_agent::config::{self, ConfigError};
 use balancer_agent::model::Activation;
@@ -75,6 +76,10 @@ enum Command {
         /// Longest time to wait, such as `30s` or `10m`
         #[arg(long, value_name = "TIME", value_parser = time, requires = "wait")]
         timeout: Option<Duration>,
+        /// Wait until no session is left either, and stop the backend after this long: what
+        /// is left moves to others with its next request. Of pools with a group
+        #[arg(long, value_name = "TIME", value_parser = time, conflicts_with_all = ["wait", "timeout"])]
+        deadline: Option<Duration>,
         #[command(flatten)]
         agent: Agent,
     },
@@ -118,6 +123,14 @@ enum Command {
         #[command(flatten)]
         agent: Agent,
     },
+    /// List sessions that this node keeps together with others; count, show or expire them
+    #[command(after_help = EXIT_CODES)]
+    Sessions {
+        #[command(subcommand)]
+        what: Option<SessionsCommand>,
+        #[command(flatten)]
+        list: ListSessions,
+    },
     /// Have the agent read its configuration file again; ends when the kernel has it
     #[command(after_help = EXIT_CODES)]
     Reload {
@@ -140,6 +153,62 @@ enum Command {
         #[arg(long, short, conflicts_with = "pin_dir")]
         config: Option<PathBuf>,
     },
+}
+
+#[derive(Subcommand)]
+enum SessionsCommand {
+    /// List sessions that this node holds
+    List(ListSessions),
+    /// Count them, by group and route
+    Count {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Of this group
+        #[arg(long)]
+        group: Option<String>,
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Show one, wherever it is held, and which nodes hold it
+    Show {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        name: NameSession,
+    },
+    /// End one, on all nodes
+    Expire(NameSession),
+}
+
+#[derive(Args)]
+struct ListSessions {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Of this group
+    #[arg(long)]
+    group: Option<String>,
+    /// Bound to the backend with this route
+    #[arg(long)]
+    route: Option<String>,
+    /// How many to list
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+    #[command(flatten)]
+    agent: Agent,
+}
+
+#[derive(Args)]
+struct NameSession {
+    /// An id from the list or its beginning, a cookie's value, or a client's address
+    id: String,
+    /// Of this group
+    #[arg(long)]
+    group: Option<String>,
+    #[command(flatten)]
+    agent: Agent,
 }
 
 #[derive(Args)]
@@ -202,12 +271,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             backend,
             wait,
             timeout,
+            deadline,
             agent,
         } => {
             let name = set(&agent.socket, backend, Activation::Drain)?;
-            match wait {
-                true => wait_drained(&agent.socket, &name, timeout),
-                false => Ok(()),
+            match (wait, deadline) {
+                (_, Some(deadline)) => end_sessions(&agent.socket, &name, deadline),
+                (true, None) => wait_drained(&agent.socket, &name, timeout),
+                (false, None) => Ok(()),
             }
         }
         Command::Activate { backend, agent } => {
@@ -240,6 +311,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 (false, false) => say(&render::flows(&list)),
             }
         }
+        Command::Sessions { what, list } => sessions(what.unwrap_or(SessionsCommand::List(list))),
         Command::Reload { agent } => {
             let Answer::Reloaded { warnings } = ask(&agent.socket, Request::Reload)? else {
                 return Err(unexpected());
@@ -263,6 +335,54 @@ fn run(command: Command) -> anyhow::Result<()> {
                 None => pin_dir,
             };
             say(&format!("{}\n", app::unload(pin_dir.as_deref())?))
+        }
+    }
+}
+
+fn sessions(command: SessionsCommand) -> anyhow::Result<()> {
+    match command {
+        SessionsCommand::List(list) => {
+            let filter = SessionFilter {
+                group: list.group,
+                route: list.route,
+                limit: list.limit,
+            };
+            let answer = ask(&list.agent.socket, Request::Sessions(filter))?;
+            let Answer::Sessions(sessions) = answer else {
+                return Err(unexpected());
+            };
+            match list.json {
+                true => say_json(&sessions),
+                false => say(&render::sessions(&sessions)),
+            }
+        }
+        SessionsCommand::Count { json, group, agent } => {
+            let answer = ask(&agent.socket, Request::SessionCounts { group })?;
+            let Answer::SessionCounts(counts) = answer else {
+                return Err(unexpected());
+            };
+            match json {
+                true => say_json(&counts),
+                false => say(&render::session_counts(&counts)),
+            }
+        }
+        SessionsCommand::Show { json, name } => {
+            let NameSession { id, group, agent } = name;
+            let request = Request::Session(SessionName { id, group });
+            let Answer::Session(session) = ask(&agent.socket, request)? else {
+                return Err(unexpected());
+            };
+            match json {
+                true => say_json(&session),
+                false => say(&render::session(&session)),
+            }
+        }
+        SessionsCommand::Expire(NameSession { id, group, agent }) => {
+            let request = Request::ExpireSession(SessionName { id, group });
+            let Answer::SessionEnded { group, id } = ask(&agent.socket, request)? else {
+                return Err(unexpected());
+            };
+            say(&format!("{group}: {id} ended\n"))
         }
     }
 }
@@ -330,7 +450,7 @@ fn set(socket: &Path, backend: String, activation: Activation) -> anyhow::Result
     let name = format!("{pool}/{}", backend.name);
     let more = match activation {
         Activation::Active => format!("health: {}", backend.health),
-        Activation::Drain => format!("{counted} left"),
+        Activation::Drain => format!("{counted} left{}", sessions_left(&backend)),
         Activation::Stopped => format!("{counted} cut"),
     };
     say(&format!("{name}: {activation}; {more}\n"))?;
@@ -367,6 +487,70 @@ fn wait_drained(socket: &Path, name: &str, timeout: Option<Duration>) -> anyhow:
             );
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+/// Shows the number of sessions going down until nothing is left, and stops the backend
+/// when that takes too long.
+fn end_sessions(socket: &Path, name: &str, deadline: Duration) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(250);
+    let began = Instant::now();
+    let mut shown = None;
+    loop {
+        let request = Request::Backend {
+            backend: name.to_owned(),
+        };
+        let Answer::Backend { backend, .. } = ask(socket, request)? else {
+            return Err(unexpected());
+        };
+        if backend.activation == Activation::Active {
+            anyhow::bail!("{name} was activated again");
+        }
+        let Some(left) = backend.sessions else {
+            anyhow::bail!(
+                "the sessions of {name} can't be counted: its pool's `sticky` names no `group`, or \
+                 the session store has too much to do; it stays drained"
+            );
+        };
+        if shown != Some(left) {
+            say(&format!(
+                "{name}: {} left{}\n",
+                flows(&backend),
+                sessions_left(&backend)
+            ))?;
+            shown = Some(left);
+        }
+        if left == 0 && in_use(&backend) == 0 {
+            return Ok(());
+        }
+        if began.elapsed() >= deadline {
+            return set(socket, name.to_owned(), Activation::Stopped).map(drop);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Sessions, in words, where they are known.
+fn sessions_left(backend: &BackendStatus) -> String {
+    match (backend.sessions, backend.last_session_ends_ms) {
+        (Some(1), Some(last)) => format!(", and 1 session, which ends in {}", span(last)),
+        (Some(n), Some(last)) if n > 1 => {
+            format!(
+                ", and {n} sessions, the last of which ends in {}",
+                span(last)
+            )
+        }
+        (Some(_), _) => ", and no session".into(),
+        (None, _) => String::new(),
+    }
+}
+
+fn span(milliseconds: u64) -> String {
+    let seconds = milliseconds.div_ceil(1_000);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds.div_ceil(60)),
+        _ => format!("{}h", seconds.div_ceil(3_600)),
     }
 }
 

@@ -13,6 +13,8 @@ mod cluster;
 mod http;
 #[path = "config_mistakes/named.rs"]
 mod named;
+#[path = "config_mistakes/session.rs"]
+mod session;
 
 const BASE: &str = r#"[xdp]
 interfaces = ["eth0", "eth1"]

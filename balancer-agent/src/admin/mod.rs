@@ -2,7 +2,7 @@
 //!
 //! - `protocol.rs`: requests and answers;
 //! - `server.rs`: the socket;
-//! - `node.rs`, `status.rs`: the answers;
+//! - `node.rs`, `status.rs`, `sessions.rs`: the answers;
 //! - `client.rs`, `render.rs`: the other side of it.
 
 pub mod client;
@@ -10,4 +10,5 @@ pub mod node;
 pub mod protocol;
 pub mod render;
 pub mod server;
+pub mod sessions;
 mod status;

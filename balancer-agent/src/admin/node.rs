@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::protocol::{
     Answer, BackendStatus, Fault, FlowFilter, FlowList, FlowStatus, Refusal, Request,
 };
-use super::status;
+use super::{sessions, status};
 use crate::cluster::Cluster;
 use crate::dataplane::flows::{self, FlowCounts, FlowState};
 use crate::dataplane::kernel::Kernel;
@@ -17,6 +17,7 @@ use crate::model::{Activation, BackendName, Config};
 use crate::nexthop::NextHops;
 use crate::prober::ProberHandle;
 use crate::proxy::stats::Web;
+use crate::session::handle::Sessions;
 use crate::steering::flowkeeper::monotonic;
 use crate::steering::{Look, SteeringError, SteeringHandle};
 
@@ -44,6 +45,8 @@ pub struct Node {
     pub web: Option<Arc<dyn Web>>,
     /// The cluster; `None` for a node of its own.
     pub cluster: Option<Cluster>,
+    /// The session store; `None` in a node without groups.
+    pub sessions: Option<Sessions>,
     /// When the agent started.
     pub started: Instant,
     /// The last count of all flows.
@@ -85,7 +88,10 @@ impl Node {
                 let node = Arc::clone(&self);
                 let now = Instant::now();
                 let since = now.checked_sub(COUNTS_AGE).unwrap_or(now);
-                let status = blocking(move || status::status(&node, &look, since)).await?;
+                let mut status = blocking(move || status::status(&node, &look, since)).await?;
+                if let Some(sessions) = &self.sessions {
+                    status.sessions = sessions::status(sessions).await.map(Box::new);
+                }
                 Ok(Answer::Status(Box::new(status)))
             }
             Request::Backend { backend } => self.backend(&backend).await,
@@ -106,6 +112,26 @@ impl Node {
                 self.reload.send(reply).await.map_err(|_| ending())?;
                 let warnings = answer.await.map_err(|_| ending())??;
                 Ok(Answer::Reloaded { warnings })
+            }
+            Request::Sessions(filter) => {
+                let (sessions, names) = self.session_store()?;
+                let list = sessions::list(sessions, names, filter).await?;
+                Ok(Answer::Sessions(list))
+            }
+            Request::SessionCounts { group } => {
+                let (sessions, _) = self.session_store()?;
+                let counts = sessions::counts(sessions, group.as_deref()).await?;
+                Ok(Answer::SessionCounts(counts))
+            }
+            Request::Session(name) => {
+                let (sessions, names) = self.session_store()?;
+                let found = sessions::show(sessions, names, name).await?;
+                Ok(Answer::Session(Box::new(found)))
+            }
+            Request::ExpireSession(name) => {
+                let (sessions, names) = self.session_store()?;
+                let (group, id) = sessions::expire(sessions, names, name).await?;
+                Ok(Answer::SessionEnded { group, id })
             }
             Request::ReopenLogs => {
                 let Some(web) = self.web.clone() else {
@@ -149,18 +175,40 @@ impl Node {
         let look = self.look().await?;
         let pool = name.pool.to_string();
         let node = Arc::clone(&self);
+        let sessions = match (&self.sessions, look.config.pool(&name.pool)) {
+            (Some(sessions), Some(pool)) => {
+                sessions::at_backend(sessions, pool, &name.backend).await
+            }
+            _ => None,
+        };
         let backend: Option<BackendStatus> =
             blocking(move || status::backend(&node, &look, &name, since)).await?;
         match backend {
-            Some(backend) => Ok(Answer::Backend {
-                pool,
-                backend: Box::new(backend),
-            }),
+            Some(mut backend) => {
+                backend.sessions = sessions.map(|(count, _)| count);
+                backend.last_session_ends_ms = sessions.map(|(_, last)| last);
+                Ok(Answer::Backend {
+                    pool,
+                    backend: Box::new(backend),
+                })
+            }
             None => Err(Refusal::new(
                 Fault::Request,
                 "the backend was just removed from the configuration",
             )),
         }
+    }
+
+    fn session_store(&self) -> Result<(&Sessions, sessions::Names<'_>), Refusal> {
+        let Some(sessions) = &self.sessions else {
+            let why = "this agent keeps no sessions: its configuration has no `[[session.group]]`";
+            return Err(Refusal::new(Fault::Request, why));
+        };
+        let names = sessions::Names {
+            web: self.web.as_deref(),
+            cluster: self.cluster.as_ref(),
+        };
+        Ok((sessions, names))
     }
 
     async fn look(&self) -> Result<Look, Refusal> {

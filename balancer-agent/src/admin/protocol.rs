@@ -8,6 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::sessions::{
+    RouteCount, SessionFilter, SessionList, SessionName, SessionStatus, SessionsStatus,
+};
 use crate::cluster::status::ClusterStatus;
 use crate::dataplane::kernel::Attached;
 use crate::model::{Activation, Health};
@@ -68,6 +71,17 @@ pub enum Request {
     Reload,
     /// Opens the files of all access logs again; answered by [`Answer::LogsReopened`].
     ReopenLogs,
+    /// Sessions that this node holds; answered by [`Answer::Sessions`].
+    Sessions(SessionFilter),
+    /// How many there are, by group and route; answered by [`Answer::SessionCounts`].
+    SessionCounts {
+        /// Of this group only.
+        group: Option<String>,
+    },
+    /// One session, wherever it is held; answered by [`Answer::Session`].
+    Session(SessionName),
+    /// Ends one; answered by [`Answer::SessionEnded`].
+    ExpireSession(SessionName),
 }
 
 /// Which flows are asked for; all conditions must hold.
@@ -138,6 +152,19 @@ pub enum Answer {
         /// What is odd in it, for people; empty when nothing is.
         warnings: String,
     },
+    /// Sessions.
+    Sessions(SessionList),
+    /// How many there are.
+    SessionCounts(Vec<RouteCount>),
+    /// One session.
+    Session(Box<SessionStatus>),
+    /// A session was ended.
+    SessionEnded {
+        /// Its group.
+        group: String,
+        /// Its id, as lists show it.
+        id: String,
+    },
     /// The access logs were opened again, as far as they could be.
     LogsReopened {
         /// One entry per file, in the order of their names.
@@ -199,6 +226,8 @@ pub struct Status {
     pub http: Option<Box<HttpStatus>>,
     /// The cluster; absent in a node of its own.
     pub cluster: Option<Box<ClusterStatus>>,
+    /// The session store; absent in a node without groups.
+    pub sessions: Option<Box<SessionsStatus>>,
 }
 
 /// The node itself.
@@ -324,6 +353,13 @@ pub struct BackendStatus {
     /// Requests of HTTP frontends that it has not answered whole.
     #[serde(default)]
     pub requests_in_flight: u64,
+    /// Sessions bound to it that this node holds; absent when its pool has no group, and in
+    /// the whole status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<u64>,
+    /// When the last of these ends if nobody comes back, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_session_ends_ms: Option<u64>,
     /// Packets and bytes.
     #[serde(flatten)]
     pub traffic: TrafficStatus,

@@ -2,9 +2,12 @@
 
 mod cluster;
 mod http;
+mod sessions;
 
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table, TableComponent};
+
+pub use sessions::{session, session_counts, sessions};
 
 use super::protocol::{BackendStatus, FlowList, Status, TrafficStatus};
 use crate::model::Health;
@@ -26,6 +29,9 @@ pub fn status(status: &Status) -> String {
     }
     if let Some(cluster) = &status.cluster {
         out += &cluster::status(cluster);
+    }
+    if let Some(sessions) = &status.sessions {
+        out += &sessions::status(sessions);
     }
     if !status.lingering.is_empty() {
         out += &titled(

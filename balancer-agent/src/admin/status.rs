@@ -59,6 +59,8 @@ pub(super) fn status(node: &Node, look: &Look, since: Instant) -> Status {
         reasons: sources.reasons(),
         http: node.web.as_ref().map(|web| Box::new(web.status())),
         cluster: node.cluster.as_ref().map(|c| Box::new(c.status())),
+        // The store is asked apart: it answers when it comes to it.
+        sessions: None,
     }
 }
 
@@ -231,6 +233,9 @@ impl<'a> Sources<'a> {
             established_total: traffic.established,
             refused: traffic.refused,
             requests_in_flight: self.node.web.as_ref().map_or(0, |web| web.in_flight(&name)),
+            // Asked of the store apart.
+            sessions: None,
+            last_session_ends_ms: None,
             traffic: shown(&traffic),
         }
     }

@@ -112,6 +112,7 @@ impl Reloader {
             "[xdp] interfaces (nothing is steered yet)",
             self.kernel.is_some() || !steers(new),
         );
+        compare("[session]", old.sessions == new.sessions);
         let of_cluster = cluster::differences(old.cluster.as_deref(), new.cluster.as_deref());
         differ.extend(of_cluster.into_iter().map(str::to_owned));
         if differ.is_empty() {

@@ -33,6 +33,17 @@ impl Keys {
         self.derive(&[b"door"])
     }
 
+    /// The keys of the session store: where sessions are placed, and hashes of their ids.
+    pub(super) fn sessions(&self) -> Result<([u64; 2], [u64; 2]), ClusterError> {
+        let bytes = self.derive(&[b"sessions"])?;
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(word)
+        };
+        Ok(([word(0), word(8)], [word(16), word(24)]))
+    }
+
     fn derive(&self, info: &[&[u8]]) -> Result<[u8; 32], ClusterError> {
         struct Bytes32;
         impl KeyType for Bytes32 {

@@ -300,6 +300,15 @@ impl Cluster {
     }
 }
 
+/// The keys of the session store, the same on every node: for the placement of sessions,
+/// and for hashes of their ids.
+///
+/// # Errors
+/// Something that should always work does not.
+pub fn session_keys(secret: &config::Secret) -> Result<([u64; 2], [u64; 2]), ClusterError> {
+    keys::Keys::new(secret).sessions()
+}
+
 /// Keys of `[cluster]` that differ and that a running node can't follow.
 pub fn differences(
     old: Option<&config::Cluster>,

@@ -16,6 +16,7 @@ mod places;
 mod pool;
 mod raw;
 mod resolve;
+mod session;
 mod value;
 
 use std::io::Read;

@@ -38,6 +38,7 @@ pub(super) struct RawConfig {
     pub(super) timeouts: Section<RawTimeouts>,
     pub(super) http: Section<RawHttp>,
     pub(super) cluster: Option<Spanned<Section<RawCluster>>>,
+    pub(super) session: Option<Spanned<Section<RawSession>>>,
     pub(super) frontend: Vec<Spanned<Section<RawFrontend>>>,
     pub(super) pool: Vec<Spanned<Section<RawPool>>>,
 }
@@ -78,6 +79,27 @@ pub(super) struct RawCluster {
     pub(super) suspect_timeout: Field,
     pub(super) queue_bytes: Field,
     pub(super) queue_messages: Field,
+}
+
+/// `[session]`.
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawSession {
+    pub(super) sessions_max: Field,
+    pub(super) bytes_max: Field,
+    pub(super) group: Tables<RawSessionGroup>,
+}
+
+/// `[[session.group]]`.
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawSessionGroup {
+    pub(super) name: Field,
+    pub(super) manager: Field,
+    pub(super) copies: Field,
+    pub(super) replication: Field,
+    pub(super) sync_timeout: Field,
+    pub(super) ttl: Field,
 }
 
 /// `[timeouts]`.
@@ -502,6 +524,7 @@ fn shape(key: &str, message: &str) -> String {
             );
         }
         "frontend" | "pool" => ("tables, each", format!("[[{key}]]")),
+        "group" => ("tables, each", "[[session.group]]".to_owned()),
         "backend" => ("tables, each", "[[pool.backend]]".to_owned()),
         "site" => ("tables, each", "[[frontend.site]]".to_owned()),
         "mount" | "exclude" => ("tables, each", format!("[[frontend.site.{key}]]")),
@@ -527,6 +550,9 @@ fn known_keys<'a>(message: &'a str, unknown: &str) -> Vec<&'a str> {
 fn elsewhere(key: &str) -> Option<String> {
     let place = match key {
         "backend" => "[[pool.backend]]",
+        "manager" | "copies" | "replication" | "sync_timeout" | "ttl" => "[[session.group]]",
+        "sessions_max" | "bytes_max" => "[session]",
+        "group" => return Some("it in `[pool.sticky]`, or a `[[session.group]]`".to_owned()),
         "check" | "passive" | "sticky" | "queue" | "retries" | "observe" | "maintenance" => {
             return Some(format!("it in `[pool.{key}]`"));
         }

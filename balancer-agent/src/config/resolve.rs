@@ -17,6 +17,7 @@ use super::http::frontend::HttpDraft;
 use super::http::{self, cross as http_cross, frontend as http_frontend};
 use super::pool::{self, PoolDraft};
 use super::raw::{Field, RawAdmin, RawConfig, RawFrontend, RawTimeouts, RawXdp, Value};
+use super::session;
 use super::value::{self, Role, show_duration};
 use crate::model::{Admin, Config, FlowTimeouts, Frontend, Protocol, Xdp, XdpMode};
 
@@ -113,11 +114,17 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         }
     }
     let usage = usage(&frontends, &answered);
-    let pools: Vec<PoolDraft> = raw
+    let mut pools: Vec<PoolDraft> = raw
         .pool
         .iter()
         .map(|table| pool::pool(table.get_ref(), table.span(), &usage, findings))
         .collect();
+
+    let session = raw.session.as_ref();
+    let sessions = session
+        .and_then(|t| session::sessions(t.get_ref(), t.span(), raw.cluster.is_some(), findings));
+    let raw_sessions = session.map(|t| &**t.get_ref());
+    session::of_pools(&mut pools, raw_sessions, sessions.as_ref(), findings);
 
     // Interfaces that are there and wrong have been noted already.
     let none = match raw_xdp.interfaces.as_ref().map(Spanned::get_ref) {
@@ -143,6 +150,7 @@ pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config
         http,
         // One that is wrong has been noted.
         cluster,
+        sessions,
         frontends: frontends
             .into_iter()
             .map(FrontendDraft::finish)

@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod http;
 mod named;
+pub mod session;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +34,8 @@ pub struct Config {
     pub http: http::Http,
     /// The nodes that belong together; `None` for a node of its own.
     pub cluster: Option<Arc<cluster::Cluster>>,
+    /// Sessions that nodes keep together; `None` without a group.
+    pub sessions: Option<session::Sessions>,
     /// In the order of the file; names are unique.
     pub pools: Vec<Arc<Pool>>,
 }

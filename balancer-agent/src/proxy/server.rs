@@ -18,10 +18,14 @@ use super::downstream::{self, Listeners, PreparedListeners};
 use super::log::{LogFiles, Masks};
 use super::materials::Materials;
 use super::service::{Service, Thread};
-use super::stats::{self, FrontendCounts, HttpStatus, Reopened, Web};
+use super::stats::{self, FrontendCounts, HttpStatus, Reopened, SessionId, Web};
+use super::sticky;
 use super::world::{FrontendWorld, Parts, Publisher};
 use crate::model::{Activation, BackendName, Config, Health};
 use crate::prober::Verdict;
+use crate::session::driver::Watch;
+use crate::session::handle::Sessions;
+use crate::session::{Change, group_key};
 
 /// How often threads let go of connections to backends that have ended.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -111,7 +115,8 @@ impl Proxy {
         })
     }
 
-    /// Starts to serve, with what is known of backends.
+    /// Starts to serve, with what is known of backends, and with the session store of the
+    /// groups that pools name.
     ///
     /// # Errors
     /// A thread or a runtime can't be had.
@@ -119,8 +124,9 @@ impl Proxy {
         prepared: Prepared,
         health: &HashMap<BackendName, Health>,
         words: &HashMap<BackendName, Activation>,
+        sessions: Option<Sessions>,
     ) -> std::io::Result<Self> {
-        let publisher = Publisher::new(prepared.parts, health, words);
+        let publisher = Publisher::new(prepared.parts, health, words, sessions);
         let proxy = Self(Arc::new(Inner {
             publisher: Arc::new(publisher),
             listeners: Listeners::new(prepared.listeners),
@@ -222,6 +228,15 @@ fn give_memory_back() {
     unsafe { libmimalloc_sys::mi_collect(false) };
 }
 
+impl Watch for Proxy {
+    fn changed(&self, change: &Change) {
+        let world = self.0.publisher.world().load();
+        for pool in &world.pools {
+            sticky::apply(&pool.view, change);
+        }
+    }
+}
+
 impl Web for Proxy {
     fn status(&self) -> HttpStatus {
         super::status::status(
@@ -242,6 +257,27 @@ impl Web for Proxy {
 
     fn activation(&self, backend: &BackendName, activation: Activation) {
         self.0.publisher.activation(backend, activation);
+    }
+
+    fn session_ids(&self, said: &str) -> Vec<SessionId> {
+        let world = self.0.publisher.world().load();
+        let pools = world.pools.iter().filter_map(|pool| {
+            let (shared, sticky) = (pool.view.shared.as_ref()?, pool.view.stickiness()?);
+            let (group, id) = shared.id_of(sticky, said)?;
+            Some(SessionId {
+                pool: Arc::clone(&pool.view.pool.name),
+                group,
+                id,
+            })
+        });
+        pools.collect()
+    }
+
+    fn pool_of_session(&self, id: &[u8]) -> Option<Arc<str>> {
+        let key = sticky::pool_of(id)?;
+        let world = self.0.publisher.world().load();
+        let mut names = world.pools.iter().map(|pool| &pool.view.pool.name);
+        names.find(|name| group_key(name) == key).cloned()
     }
 
     fn reopen_logs(&self) -> Vec<Reopened> {

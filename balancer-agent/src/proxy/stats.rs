@@ -9,10 +9,12 @@ mod counts;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Activation, BackendName, Health};
+use crate::session::GroupId;
 
 pub use build::{frontend_status, pool_status, threads_status};
 pub use counts::{FrontendCounts, Sums, THREADS_MAX, enter, slot};
@@ -28,9 +30,27 @@ pub trait Web: Send + Sync {
     /// An operator's word on a backend, once steering has taken it.
     fn activation(&self, backend: &BackendName, activation: Activation);
 
+    /// Under which ids the store has what a client says, a cookie's value or an address: for
+    /// each pool that has its bindings there.
+    fn session_ids(&self, said: &str) -> Vec<SessionId>;
+
+    /// The pool that an id of the store is of.
+    fn pool_of_session(&self, id: &[u8]) -> Option<Arc<str>>;
+
     /// Has every access log open its file again; one entry per file, in the order of
     /// their names. Waits for the threads that write, a few seconds at most.
     fn reopen_logs(&self) -> Vec<Reopened>;
+}
+
+/// What the session store has a client's session under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionId {
+    /// The pool whose session it would be.
+    pub pool: Arc<str>,
+    /// The group.
+    pub group: GroupId,
+    /// The id in the store.
+    pub id: Vec<u8>,
 }
 
 /// The whole web tier.

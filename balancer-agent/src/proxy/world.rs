@@ -5,6 +5,7 @@
 //! configuration (prepared) --+
 //! verdicts of checks --------+--> Books (one lock) --> World --> ArcSwap --> threads
 //! words of operators --------+
+//! the session store ---------+ (whether bindings are shared; they themselves are in tables)
 //! ```
 
 use std::collections::HashMap;
@@ -18,9 +19,11 @@ use super::balance::PoolView;
 use super::log::AccessLog;
 use super::route::Router;
 use super::stats::FrontendCounts;
+use super::sticky::Shared;
 use super::upstream::endpoint::Speech;
 use crate::model::http::HttpFrontend;
 use crate::model::{Activation, BackendName, CheckKind, Config, Health, Pool};
+use crate::session::handle::Sessions;
 
 /// A frontend within a snapshot.
 pub struct FrontendWorld {
@@ -87,6 +90,7 @@ pub struct Publisher {
 struct Books {
     health: HashMap<BackendName, (SocketAddr, Health)>,
     words: HashMap<BackendName, Activation>,
+    sessions: Option<Sessions>,
 }
 
 impl Publisher {
@@ -95,10 +99,12 @@ impl Publisher {
         parts: Parts,
         health: &HashMap<BackendName, Health>,
         words: &HashMap<BackendName, Activation>,
+        sessions: Option<Sessions>,
     ) -> Self {
         let mut books = Books {
             health: HashMap::new(),
             words: words.clone(),
+            sessions,
         };
         books.follow(&parts.config, |name| health.get(name).copied());
         let world = books.world(parts, None, Instant::now());
@@ -239,12 +245,11 @@ impl Books {
             let word = self.words.get(&name).copied();
             (health, word.unwrap_or(configured.activation))
         };
-        Arc::new(PoolView::new(
-            pool,
-            known,
-            config.http.learned_max,
-            &state,
-            now,
-        ))
+        let shared = match known {
+            Some(known) if Arc::ptr_eq(&known.pool, pool) => known.shared.clone(),
+            _ => Shared::new(self.sessions.as_ref(), pool).map(Arc::new),
+        };
+        let view = PoolView::new(pool, known, config.http.learned_max, &state, now);
+        Arc::new(view.sharing(shared))
     }
 }

@@ -120,6 +120,7 @@ impl Store {
     /// Appends the present copy of a session, or the fact that there is none. Returns the
     /// batch that it will be in; of a disk that is too far behind, one that never comes.
     pub(super) fn persist(&mut self, g: usize, hash: u64, id: &[u8]) -> Option<u64> {
+        self.note_change(g, hash, id);
         let group = &self.groups[g];
         if !group.persistent {
             return None;

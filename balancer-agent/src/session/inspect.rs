@@ -102,6 +102,39 @@ impl Store {
         counts
     }
 
+    /// How many live copies with this route this node holds, of those whose id is `of`
+    /// interest, and the longest time in milliseconds until one of them ends if nobody
+    /// comes back to it. Looks at every session: for operators, not for requests.
+    pub fn count_at(
+        &self,
+        group: GroupId,
+        route: &str,
+        of: impl Fn(&[u8]) -> bool,
+        now: Time,
+    ) -> (u64, u64) {
+        let (mut count, mut longest) = (0, 0);
+        let now = now.signed();
+        let group = self.groups.get(usize::from(group.0));
+        for (group, bucket) in group
+            .into_iter()
+            .flat_map(|g| g.buckets.iter().map(move |b| (g, b)))
+        {
+            if !group.mine(bucket) {
+                continue;
+            }
+            let here = bucket.table.iter().filter(|entry| {
+                let live = !entry.deleted && !entry.expired(now);
+                live && **group.routes.name(entry.route) == *route && of(entry.id())
+            });
+            for entry in here {
+                let idle = now.saturating_sub(entry.access).max(0) as u64;
+                count += 1;
+                longest = longest.max(entry.ttl.saturating_sub(idle));
+            }
+        }
+        (count, longest)
+    }
+
     /// Copies on this node by route, cheaply: backups and not yet swept ones count too.
     pub fn routes(&self, group: GroupId) -> Vec<(String, usize)> {
         let group = self.groups.get(usize::from(group.0));
@@ -120,6 +153,12 @@ impl Store {
         let primary = group.members.get(usize::from(bucket.primary));
         nodes.sort_by_key(|node| (Some(node) != primary, *node));
         Some((nodes, group.settled(bucket)))
+    }
+
+    /// Live copies, tombstones and bytes of a group on this node.
+    pub fn size_of(&self, group: GroupId) -> (usize, usize, usize) {
+        let group = self.groups.get(usize::from(group.0));
+        group.map_or((0, 0, 0), |g| (g.live, g.tombstones, g.bytes))
     }
 
     /// Where this node stands.

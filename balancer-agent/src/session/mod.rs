@@ -35,8 +35,11 @@
 //! - `codec`, `record`, `wire`: the messages;
 //! - `placement`, `table`: where a session belongs, and the sessions of one group;
 //! - `store`: inputs and outputs; `view`: membership and the way to readiness; `ops`,
-//!   `execute`: operations; `repair`, `pull`: comparing and fetching; `upkeep`: timers, ends, the memory
-//!   bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in.
+//!   `execute`: operations; `repair`, `pull`: comparing and fetching; `upkeep`: timers, ends,
+//!   the memory bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in;
+//!   `watch`: what has changed;
+//! - `driver`, `network`, `handle`: the task that connects a store to cluster and clock, and what the
+//!   rest of the agent knows of it.
 //!
 //! The protocol, what it promises and what not, is described in `docs/sessions.md`.
 
@@ -44,8 +47,13 @@ pub mod codec;
 mod config;
 mod counters;
 mod disk;
+pub mod driver;
+#[cfg(test)]
+mod driver_tests;
 mod execute;
+pub mod handle;
 mod inspect;
+mod network;
 mod ops;
 mod outbox;
 mod placement;
@@ -59,6 +67,7 @@ mod tests;
 mod types;
 mod upkeep;
 mod view;
+mod watch;
 mod wire;
 
 #[doc(hidden)]
@@ -71,4 +80,5 @@ pub use types::{
     Expect, GroupId, MAX_DATA, MAX_ID, MAX_NODES, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, Member,
     NodeId, Op, Outcome, Replication, Session, Time, Token, Version,
 };
+pub use watch::Change;
 pub use wire::DecodeError;

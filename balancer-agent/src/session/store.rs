@@ -139,6 +139,9 @@ pub struct Store {
     pub(super) repair: Repair,
     pub(super) log: Log,
     pub(super) outputs: VecDeque<Output>,
+    /// Whether anybody wants to know of changes; those not fetched yet.
+    pub(super) watched: bool,
+    pub(super) changed: VecDeque<(usize, u64, Box<[u8]>)>,
     pub(super) counters: Counters,
     pub(super) next_status: Time,
     pub(super) next_round: Time,
@@ -190,6 +193,8 @@ impl Store {
             repair: Repair::default(),
             log: Log::default(),
             outputs: VecDeque::new(),
+            watched: false,
+            changed: VecDeque::new(),
             counters: Counters::default(),
             next_status: Time(0),
             next_round: Time(0),

@@ -24,7 +24,7 @@ pub(super) struct Entry {
     stamp: u64,
     writer: u64,
     /// Creation; of a tombstone, see [`Entry::agreed`].
-    created: i64,
+    pub created: i64,
     /// Last access that this node knows of; of a tombstone, the deletion.
     pub access: i64,
     /// The access that others were told of, number `seq`.

@@ -91,6 +91,7 @@ pub fn pool() -> impl Strategy<Value = PoolHttp> {
                 page,
             )| {
                 PoolHttp {
+                    sessions: None,
                     balance,
                     sticky,
                     queue: rest.0,

@@ -75,6 +75,7 @@ pub fn config() -> impl Strategy<Value = Config> {
             let (http, web) = web;
             pools.extend(web.into_iter().map(Arc::new));
             Config {
+                sessions: None,
                 cluster: None,
                 http,
                 xdp: Xdp {

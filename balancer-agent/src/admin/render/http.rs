@@ -311,6 +311,8 @@ mod tests {
             established_total: 0,
             refused: 0,
             requests_in_flight: 3,
+            sessions: None,
+            last_session_ends_ms: None,
             traffic: Default::default(),
         }
     }

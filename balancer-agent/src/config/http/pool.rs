@@ -30,6 +30,10 @@ const AUTHORITIES: &str = "/etc/balancer/backends.pem";
 /// What a pool says for HTTP, with places.
 pub(in crate::config) struct HttpPool {
     pub(in crate::config) model: PoolHttp,
+    /// The group of its sessions.
+    pub(in crate::config) group: Option<Spanned<Arc<str>>>,
+    /// Whether its stickiness says how long a binding lives.
+    pub(in crate::config) idle_written: bool,
     /// Keys that only HTTP frontends look at, where they are written.
     pub(in crate::config) written: Vec<(&'static str, Span)>,
 }
@@ -45,6 +49,12 @@ pub(in crate::config) fn pool(
         .sticky
         .as_ref()
         .and_then(|table| sticky::sticky(table.get_ref(), &table.span(), findings));
+    let raw_sticky = raw.sticky.as_ref().map(|table| &**table.get_ref());
+    let group = raw_sticky.and_then(|sticky| {
+        findings.optional("group", &sticky.group, |v| {
+            Ok(Arc::from(v.text("\"user\"")?))
+        })
+    });
     let queue = raw
         .queue
         .as_ref()
@@ -111,9 +121,12 @@ pub(in crate::config) fn pool(
     );
     HttpPool {
         written: written(raw),
+        group,
+        idle_written: raw_sticky.is_some_and(|sticky| sticky.idle.is_some()),
         model: PoolHttp {
             balance,
             sticky,
+            sessions: None,
             queue,
             retries,
             observe,

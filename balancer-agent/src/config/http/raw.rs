@@ -185,6 +185,7 @@ table! {
         same_site: Field,
         partitioned: Field,
         idle: Field,
+        group: Field,
         ipv4_prefix: Field,
         ipv6_prefix: Field,
     }

@@ -123,7 +123,7 @@ pub(super) fn sticky(raw: &RawSticky, span: &Span, findings: &mut Findings) -> O
 /// Refuses keys that another type has.
 fn keys_of_type(raw: &RawSticky, kind: Type, findings: &mut Findings) {
     use Type::{Cookie, Learn, Route, Source};
-    let keys: [(&str, &Field, &[Type]); 15] = [
+    let keys: [(&str, &Field, &[Type]); 16] = [
         ("cookie", &raw.cookie, &[Route, Cookie, Learn]),
         ("parameter", &raw.parameter, &[Route]),
         ("force", &raw.force, &[Route, Cookie, Learn]),
@@ -137,6 +137,7 @@ fn keys_of_type(raw: &RawSticky, kind: Type, findings: &mut Findings) {
         ("same_site", &raw.same_site, &[Cookie]),
         ("partitioned", &raw.partitioned, &[Cookie]),
         ("idle", &raw.idle, &[Learn]),
+        ("group", &raw.group, &[Learn, Source]),
         ("ipv4_prefix", &raw.ipv4_prefix, &[Source]),
         ("ipv6_prefix", &raw.ipv6_prefix, &[Source]),
     ];

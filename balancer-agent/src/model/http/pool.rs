@@ -9,6 +9,7 @@ use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 
 use super::CertificateFiles;
+use crate::model::session::PoolSessions;
 
 /// What a pool says for HTTP. Pools that no HTTP frontend names have the defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +18,8 @@ pub struct PoolHttp {
     pub balance: HttpBalance,
     /// Stickiness.
     pub sticky: Option<Sticky>,
+    /// The group that its bindings are sessions of; `None`: they are this node's alone.
+    pub sessions: Option<PoolSessions>,
     /// Requests that wait for a backend with room.
     pub queue: Queue,
     /// Repeating.
@@ -326,6 +329,7 @@ impl Default for PoolHttp {
         Self {
             balance: HttpBalance::RoundRobin,
             sticky: None,
+            sessions: None,
             queue: Queue {
                 length: 1024,
                 timeout: seconds(10),

@@ -11,7 +11,7 @@ use super::hash::{self, Competitor};
 use super::live::{BackendLive, PoolLive};
 use crate::model::http::{BackendHttp, Observe, Sticky};
 use crate::model::{Activation, Health, Pool};
-use crate::proxy::sticky::Prepared;
+use crate::proxy::sticky::{Prepared, Shared};
 use crate::reconcile::ring;
 
 /// A pool within a snapshot.
@@ -27,6 +27,8 @@ pub struct PoolView {
     pub learned_max: usize,
     /// What stickiness needs ready: keys, texts.
     pub(in crate::proxy) sticky: Prepared,
+    /// Where its bindings are shared with other nodes.
+    pub(in crate::proxy) shared: Option<Arc<Shared>>,
     /// Backends that take new sessions, by priority, best first; none is empty.
     pub(super) groups: Vec<Group>,
     /// Places of backends, by their routes.
@@ -197,12 +199,20 @@ impl PoolView {
             live: previous.map_or_else(Arc::default, |p| Arc::clone(&p.live)),
             learned_max,
             sticky,
+            shared: None,
             backends,
             groups,
             by_route,
             domains,
             warm_at,
         }
+    }
+
+    /// The same, with bindings that are shared.
+    #[must_use]
+    pub(in crate::proxy) fn sharing(mut self, shared: Option<Arc<Shared>>) -> Self {
+        self.shared = shared;
+        self
     }
 
     /// The backend with exactly this route.

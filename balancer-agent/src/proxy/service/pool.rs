@@ -73,7 +73,11 @@ pub(super) async fn serve(
     let pool = &local.pools[at];
     let view = &pool.world.view;
     let http = &view.pool.http;
-    let affinity = sticky::read(view, &asked.parts.headers, &asked.path, asked.client);
+    let mut affinity = sticky::read(view, &asked.parts.headers, &asked.path, asked.client);
+    if affinity.asks(view) {
+        // Another node may know this session: worth a short wait.
+        sticky::ask(view, &mut affinity).await;
+    }
     journal.pool(&view.pool.name, affinity.route(view));
 
     let listed = Listed::of(&asked.parts.headers);
@@ -245,7 +249,7 @@ pub(super) async fn serve(
                         Cause::BackendAborted,
                     );
                 }
-                return answered(*head, answer, lease, &affinity, route, asked, journal);
+                return answered(*head, answer, lease, &affinity, route, asked, journal).await;
             }
             Err(failure) => {
                 lease.report(outcome_of(&failure.error));
@@ -370,7 +374,7 @@ fn unavailable(
 }
 
 /// The response to the client.
-fn answered(
+async fn answered(
     head: Incoming,
     body: ResponseBody,
     lease: Lease,
@@ -385,7 +389,11 @@ fn answered(
     let (mut parts, ()) = response.into_parts();
     let secure = asked.connection.tls.is_some();
     let view = Arc::clone(lease.view());
-    sticky::rewrite_response(&view, affinity, lease.index(), secure, &mut parts);
+    let held = sticky::rewrite_response(&view, affinity, lease.index(), secure, &mut parts);
+    if let Some(held) = held {
+        // Nobody may know of the session before another node has it.
+        held.wait().await;
+    }
     if !route.rewrite.response_headers.is_empty() {
         rewrite::rewrite_response(&route.rewrite, &mut parts);
     }

@@ -103,6 +103,9 @@ fn tables(view: &PoolView) -> Vec<TableStatus> {
     let (kind, entries, evicted) = match &view.pool.http.sticky {
         Some(Sticky::Learn(_)) => ("learned", memory.bindings.len(), &memory.bindings.evicted),
         Some(Sticky::Route(_)) => ("translated", memory.ids.len(), &memory.ids.evicted),
+        Some(Sticky::Source { .. }) if view.pool.http.sessions.is_some() => {
+            ("bound", memory.bindings.len(), &memory.bindings.evicted)
+        }
         Some(Sticky::Cookie(_) | Sticky::Source { .. }) | None => return Vec::new(),
     };
     vec![TableStatus {
@@ -115,12 +118,14 @@ fn tables(view: &PoolView) -> Vec<TableStatus> {
 
 /// Bindings by the stable hash of the backend's route; other kinds of stickiness keep none.
 fn sessions(view: &PoolView) -> Option<HashMap<u64, u64>> {
-    let Some(Sticky::Learn(_)) = &view.pool.http.sticky else {
-        return None;
-    };
+    match &view.pool.http.sticky {
+        Some(Sticky::Learn(_)) => {}
+        Some(Sticky::Source { .. }) if view.pool.http.sessions.is_some() => {}
+        _ => return None,
+    }
     let mut counts = HashMap::new();
     let bindings = &view.live.sticky.bindings;
-    bindings.for_each(|route| *counts.entry(*route).or_default() += 1);
+    bindings.for_each(|bound| *counts.entry(bound.backend).or_default() += 1);
     Some(counts)
 }
 

@@ -1,8 +1,9 @@
 //! `learn`: a cookie of the application, remembered when a backend sets it.
 //!
 //! Only what a backend set is remembered: what browsers send can't fill the table. A value
-//! that is not known (this node was restarted, or another node saw it being set) goes where
-//! the rendezvous of its stable hash points, so its requests stay together everywhere.
+//! that is not known (this node was restarted, or another node saw it being set and the pool
+//! has no group) goes where the rendezvous of its stable hash points, so its requests stay
+//! together everywhere.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -11,16 +12,18 @@ use http::header::{DATE, HeaderMap, SET_COOKIE};
 use smallvec::SmallVec;
 
 use super::super::balance::{PoolView, Session, SessionKey, Target, Wish, hash};
-use super::table::{Bounds, Fingerprint};
-use super::{Affinity, Kind, cookies, seconds};
+use super::shared::{self, Digest};
+use super::table::Bounds;
+use super::{Affinity, Binding, Kind, cookies};
 use crate::model::http::StickyLearn;
+use crate::session::handle::Held;
 
-/// Which value of the cookie a request's binding is under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Learned {
-    print: Fingerprint,
-    /// It was known; its backend may be gone.
-    known: bool,
+/// What a value is remembered under.
+fn digest(view: &PoolView, value: &[u8]) -> Digest {
+    match view.shared.as_deref() {
+        Some(shared) => shared.digest(value),
+        None => Digest::own(view.live.sticky.prints.of(value)),
+    }
 }
 
 fn bounds(view: &PoolView, config: &StickyLearn) -> Bounds {
@@ -33,19 +36,17 @@ fn bounds(view: &PoolView, config: &StickyLearn) -> Bounds {
 }
 
 pub(super) fn read(view: &PoolView, config: &StickyLearn, headers: &HeaderMap) -> Affinity {
-    let memory = &view.live.sticky;
     let mut first = None;
     let mut found = None;
     for value in cookies::values(headers, &config.cookie) {
-        let print = memory.prints.of(value);
-        let backend = memory.bindings.get(print, bounds(view, config), seconds());
-        if let Some(backend) = backend {
-            found = Some((value, print, Some(backend)));
+        let digest = digest(view, value);
+        if let Some(backend) = shared::known(view, digest, bounds(view, config)) {
+            found = Some((value, digest, Some(backend)));
             break;
         }
-        first.get_or_insert((value, print, None));
+        first.get_or_insert((value, digest, None));
     }
-    let Some((value, print, backend)) = found.or(first) else {
+    let Some((value, digest, backend)) = found.or(first) else {
         return Affinity::default();
     };
     let targets: SmallVec<[Target; 4]> = backend
@@ -59,8 +60,8 @@ pub(super) fn read(view: &PoolView, config: &StickyLearn, headers: &HeaderMap) -
             targets,
             key: SessionKey::Number(hash::text(value)),
         }),
-        kind: Kind::Learn(Learned {
-            print,
+        kind: Kind::Learn(Binding {
+            digest,
             known: backend.is_some(),
         }),
     }
@@ -72,37 +73,36 @@ pub(super) fn rewrite_response(
     affinity: &Affinity,
     chosen: usize,
     headers: &HeaderMap,
-) {
-    let memory = &view.live.sticky;
-    let backend = view.backends[chosen].hash;
+) -> Option<Held> {
+    let bounds = bounds(view, config);
     let asked = match affinity.kind {
         Kind::Learn(learned) => Some(learned),
         _ => None,
     };
+    let mut held = None;
     let mut set = false;
     for field in headers.get_all(SET_COOKIE) {
         let Some(cookie) = cookies::set_cookie(field.as_bytes(), &config.cookie) else {
             continue;
         };
         set = true;
-        let print = memory.prints.of(cookie.value);
         if cookie.value.is_empty() || cookie.deletes(headers.get(DATE)) {
-            memory.bindings.remove(print);
+            if !cookie.value.is_empty() {
+                shared::forget(view, digest(view, cookie.value));
+            }
             if let Some(asked) = asked {
-                memory.bindings.remove(asked.print);
+                shared::forget(view, asked.digest);
             }
             continue;
         }
-        memory
-            .bindings
-            .put(print, backend, bounds(view, config), seconds());
+        // The last one is what the browser keeps.
+        held = shared::bind(view, digest(view, cookie.value), chosen, bounds).or(held);
     }
     if let Some(asked) = asked.filter(|a| a.known && !set)
         && !affinity.names(chosen)
     {
-        memory.rebound.fetch_add(1, Relaxed);
-        memory
-            .bindings
-            .put(asked.print, backend, bounds(view, config), seconds());
+        view.live.sticky.rebound.fetch_add(1, Relaxed);
+        held = shared::bind(view, asked.digest, chosen, bounds);
     }
+    held
 }

@@ -20,8 +20,12 @@ const SCOPE_BYTES_MAX: usize = 512;
 pub struct Memory {
     /// Makes the tables' keys.
     pub(super) prints: Fingerprints,
-    /// `learn`: stable hash of the route of the backend that a cookie's value belongs to.
-    pub bindings: Table<u64>,
+    /// `learn`, and `source` with a group: the backend that a cookie's value, or a client's
+    /// address, belongs to.
+    pub bindings: Table<Bound>,
+    /// What the store was asked for and did not know, and when (seconds of the agent's
+    /// clock).
+    pub(super) unknown: Table<u32>,
     /// `route`: what follows an id where its backend issued it, for those whose browser
     /// knows another suffix. By the id up to its first `.`.
     pub ids: Table<Issued>,
@@ -34,6 +38,16 @@ pub struct Memory {
     pub invalid: AtomicU64,
     /// Sessions that went to another backend than theirs.
     pub rebound: AtomicU64,
+}
+
+/// Where a session belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Stable hash of the backend's route.
+    pub backend: u64,
+    /// When the store was last told of an access, or told of one itself; in seconds of the
+    /// agent's clock.
+    pub told: u32,
 }
 
 /// What a backend put after an id.

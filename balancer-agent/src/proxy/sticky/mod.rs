@@ -11,6 +11,7 @@
 //! - `inserted.rs`, `seal.rs`: a cookie of the balancer's own, signed or opaque;
 //! - `learn.rs`: a cookie of the application's, remembered;
 //! - the client's address needs no file: it is a key for the rendezvous;
+//! - `shared.rs`: what other nodes have to know of it, and ask for;
 //! - `memory.rs`, `table.rs`: what is remembered, bounded and shared between threads;
 //! - `cookies.rs`: the header fields as bytes.
 //!
@@ -23,6 +24,7 @@ mod learn;
 mod memory;
 mod route;
 mod seal;
+mod shared;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -32,13 +34,17 @@ use std::sync::Arc;
 
 use http::{HeaderMap, response};
 
-pub use self::memory::{Issued, Memory, Style};
+pub use self::memory::{Bound, Issued, Memory, Style};
 pub use self::route::explain;
+pub use self::shared::ask;
+pub use self::shared::pool_of;
+pub(in crate::proxy) use self::shared::{Shared, apply};
 pub use self::table::{Bounds, Fingerprint, Fingerprints, Table};
 use super::balance::{PoolView, Target, Wish, clock, hash};
 use super::route::NormalPath;
 use crate::model::Pool;
 use crate::model::http::{self as model, Sticky};
+use crate::session::handle::Held;
 
 /// What a request's session says, for the choice and for what follows it.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +63,16 @@ enum Kind {
         /// The browser sent one, valid or not: backends must not see it.
         seen: bool,
     },
-    Learn(learn::Learned),
+    Learn(Binding),
+    Source(Binding),
+}
+
+/// What a request's binding is under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Binding {
+    digest: shared::Digest,
+    /// It was known; its backend may be gone.
+    known: bool,
 }
 
 impl Affinity {
@@ -138,10 +153,17 @@ pub fn read(
             ipv4_prefix,
             ipv6_prefix,
         }) => {
-            let client = model::masked(client.to_canonical(), *ipv4_prefix, *ipv6_prefix);
-            Affinity {
-                wish: Wish::Key(hash::address(client)),
-                kind: Kind::None,
+            let masked = model::masked(client.to_canonical(), *ipv4_prefix, *ipv6_prefix);
+            let wish = Wish::Key(hash::address(masked));
+            match &view.shared {
+                Some(shared) => {
+                    let prefixes = (*ipv4_prefix, *ipv6_prefix);
+                    shared::read_source(view, shared, client, prefixes, wish)
+                }
+                None => Affinity {
+                    wish,
+                    kind: Kind::None,
+                },
             }
         }
     }
@@ -169,15 +191,16 @@ pub fn rewrite_request(
 }
 
 /// What the browser is to remember: changes or adds `Set-Cookie`, and remembers what is to
-/// be remembered here. For final responses of backends only. `request_secure` is whether
-/// the browser spoke TLS.
+/// be remembered here and by other nodes. For final responses of backends only.
+/// `request_secure` is whether the browser spoke TLS. A response that has to wait for other
+/// nodes is [`Held`].
 pub fn rewrite_response(
     view: &PoolView,
     affinity: &Affinity,
     chosen: usize,
     request_secure: bool,
     response: &mut response::Parts,
-) {
+) -> Option<Held> {
     match view.stickiness() {
         Some(Sticky::Route(config)) => {
             route::rewrite_response(view, config, affinity, chosen, request_secure, response);
@@ -189,8 +212,10 @@ pub fn rewrite_response(
             }
         }
         Some(Sticky::Learn(config)) => {
-            learn::rewrite_response(view, config, affinity, chosen, &response.headers);
+            return learn::rewrite_response(view, config, affinity, chosen, &response.headers);
         }
-        Some(Sticky::Source { .. }) | None => {}
+        Some(Sticky::Source { .. }) => return shared::answered_source(view, affinity, chosen),
+        None => {}
     }
+    None
 }

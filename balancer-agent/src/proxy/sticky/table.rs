@@ -33,6 +33,18 @@ impl Fingerprints {
     }
 }
 
+impl Fingerprint {
+    /// One that is a keyed hash already.
+    pub fn of_hash(hash: u64) -> Self {
+        Self(hash)
+    }
+
+    /// The hash.
+    pub fn hash(self) -> u64 {
+        self.0
+    }
+}
+
 /// Passes on what is a hash already.
 #[derive(Default)]
 struct Same(u64);
@@ -118,6 +130,17 @@ impl<V: Clone> Table<V> {
 
     /// What is known; counts as a use. `now` in seconds of a clock that never goes back.
     pub fn get(&self, key: Fingerprint, bounds: Bounds, now: u32) -> Option<V> {
+        self.visit(key, bounds, now, |value| value.clone())
+    }
+
+    /// [`Self::get`] in place; what `visit` does has to be short.
+    pub fn visit<R>(
+        &self,
+        key: Fingerprint,
+        bounds: Bounds,
+        now: u32,
+        visit: impl FnOnce(&mut V) -> R,
+    ) -> Option<R> {
         if self.is_empty() {
             return None;
         }
@@ -131,7 +154,7 @@ impl<V: Clone> Table<V> {
         let entry = &mut shard.entries[place];
         entry.used = now;
         entry.touched = true;
-        Some(entry.value.clone())
+        Some(visit(&mut entry.value))
     }
 
     /// Remembers; another entry may have to go for it.
@@ -141,7 +164,8 @@ impl<V: Clone> Table<V> {
         if let Some(&place) = shard.places.get(&key.0) {
             let entry = &mut shard.entries[place as usize];
             entry.value = value;
-            entry.used = now;
+            // What another node tells may be older.
+            entry.used = entry.used.max(now);
             entry.touched = true;
             return;
         }

@@ -87,6 +87,7 @@ pub const TIMEOUTS: FlowTimeouts = FlowTimeouts {
 pub fn config(frontends: Vec<model::Frontend>, pools: Vec<model::Pool>) -> Config {
     Config {
         cluster: None,
+        sessions: None,
         http: Default::default(),
         xdp: model::Xdp {
             interfaces: Vec::new(),

@@ -4,6 +4,7 @@ mod others;
 mod random;
 mod rewriting;
 mod routes;
+mod shared;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -104,7 +105,7 @@ pub(super) fn exchange(
     let lease = lease(view, &affinity).unwrap();
     let parameter = rewrite_request(view, &affinity, lease.index(), &mut headers);
     let mut response = head(answer);
-    rewrite_response(view, &affinity, lease.index(), false, &mut response);
+    let _ = rewrite_response(view, &affinity, lease.index(), false, &mut response);
     Exchange {
         backend: lease.backend().name.to_string(),
         cookies: texts(&headers, COOKIE),

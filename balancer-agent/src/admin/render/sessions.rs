@@ -1,0 +1,125 @@
+//! What `balancer sessions` prints, and the store's part of `balancer status`.
+
+use super::{bytes, duration, right, table, titled};
+use crate::admin::sessions::{RouteCount, SessionList, SessionStatus, SessionsStatus};
+
+/// Groups, and what is worth a word.
+pub(super) fn status(sessions: &SessionsStatus) -> String {
+    let mut table = table(&[
+        "Group", "Sessions", "Memory", "Bound", "Rebound", "Ended", "Asked", "Found", "Held",
+        "Let go", "Lost",
+    ]);
+    right(&mut table, 1..11);
+    for group in &sessions.groups {
+        let counts = &group.counts;
+        table.add_row([
+            group.name.clone(),
+            group.sessions.to_string(),
+            bytes(group.bytes),
+            counts.bound.to_string(),
+            counts.rebound.to_string(),
+            counts.ended.to_string(),
+            counts.asked.to_string(),
+            counts.found.to_string(),
+            counts.held.to_string(),
+            counts.sync_timeouts.to_string(),
+            (counts.overflow + counts.failed).to_string(),
+        ]);
+    }
+    let mut out = titled("Sessions", table);
+    let mut notes = Vec::new();
+    if !sessions.ready {
+        let left = match sessions.unsettled {
+            0 => String::new(),
+            parts => format!(", {parts} parts to compare"),
+        };
+        notes.push(format!("not ready: {}{left}", sessions.phase));
+    }
+    let count = [
+        (sessions.expired, "expired"),
+        (sessions.evicted, "ended for want of memory"),
+        (sessions.mended, "copies mended"),
+        (sessions.unavailable, "operations without an answer"),
+    ];
+    let said = count.iter().filter(|(n, _)| *n > 0);
+    notes.extend(said.map(|(n, what)| format!("{n} {what}")));
+    if !notes.is_empty() {
+        out += &format!("{}\n", notes.join(", "));
+    }
+    out
+}
+
+/// Sessions for people.
+pub fn sessions(list: &SessionList) -> String {
+    let mut table = table(&["Id", "Group", "Pool", "Route", "Age", "Idle", "Ends in"]);
+    right(&mut table, 4..7);
+    for session in &list.sessions {
+        table.add_row([
+            session.id.clone(),
+            session.group.clone(),
+            session.pool.clone().unwrap_or_default(),
+            session.route.clone(),
+            duration(session.age_ms),
+            duration(session.idle_ms),
+            duration(session.ttl_ms.saturating_sub(session.idle_ms)),
+        ]);
+    }
+    let more = match list.more {
+        true => "and more: --limit shows them\n",
+        false => "",
+    };
+    format!("{table}\n{more}")
+}
+
+/// Counts for people.
+pub fn session_counts(counts: &[RouteCount]) -> String {
+    let mut table = table(&[
+        "Group",
+        "Route",
+        "On this node",
+        "Primary here",
+        "Last ends in",
+    ]);
+    right(&mut table, 2..5);
+    for count in counts {
+        table.add_row([
+            count.group.clone(),
+            count.route.clone(),
+            count.copies.to_string(),
+            count.primary.to_string(),
+            match count.primary {
+                0 => String::new(),
+                _ => duration(count.last_ends_ms),
+            },
+        ]);
+    }
+    format!("{table}\n")
+}
+
+/// One session for people.
+pub fn session(session: &SessionStatus) -> String {
+    let rows = [
+        ("id", session.id.clone()),
+        ("group", session.group.clone()),
+        ("pool", session.pool.clone().unwrap_or_default()),
+        ("route", session.route.clone()),
+        ("age", duration(session.age_ms)),
+        ("idle", duration(session.idle_ms)),
+        (
+            "ends in",
+            duration(session.ttl_ms.saturating_sub(session.idle_ms)),
+        ),
+        ("held by", session.holders.join(", ")),
+        (
+            "compared",
+            match session.settled {
+                Some(false) => "not yet with all nodes".into(),
+                _ => "with all nodes".into(),
+            },
+        ),
+    ];
+    let lines = rows
+        .iter()
+        .map(|(key, value)| format!("{key:<9} {value}\n"));
+    lines.collect()
+}

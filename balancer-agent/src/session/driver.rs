@@ -1,0 +1,481 @@
+//! Connects a store to the cluster, the clock and those who use it: one task that owns it.
+//!
+//! ```text
+//! requests, operators --> handle --> queue --+
+//! cluster: members, frames, links -----------+--> Store --> frames --> cluster
+//! clock -------------------------------------+        +---> changes --> caches of routes
+//! ```
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::config::{Config, ConfigError, GroupConfig, Limits, Timing};
+use super::handle::{Command, Counts, Group, Id, QUEUE, Sessions, Shared};
+use super::store::{Input, Output, Store};
+use super::types::{GroupId, Manager, NodeId, Op, Outcome, Replication, Session, Time, Token};
+use super::watch::Change;
+
+pub use super::network::{Alone, Event, Network, Peers, Refused, about};
+
+/// Commands, and events, that are taken in one go.
+const BATCH: usize = 64;
+/// Pause before a frame that found the queue to a peer full is offered again.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
+/// Pause before a write that could not be done is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Tries of a write that could not be done.
+const TRIES: u8 = 5;
+/// Writes that wait until the store serves, or for another try.
+const PARKED: usize = 65_536;
+
+/// What a store's driver is made of.
+pub struct Setup {
+    /// This node.
+    pub node: NodeId,
+    /// Key that places sessions; the same on every node.
+    pub key: [u64; 2],
+    /// Key for hashes of ids; the same on every node.
+    pub id_key: [u64; 2],
+    /// The groups.
+    pub groups: Vec<GroupSetup>,
+    /// Memory bounds.
+    pub limits: Limits,
+}
+
+/// One group.
+#[derive(Clone, Debug)]
+pub struct GroupSetup {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Who holds its sessions.
+    pub manager: Manager,
+    /// When writers are answered.
+    pub replication: Replication,
+    /// Bound of that, with `sync`.
+    pub sync_timeout: Duration,
+    /// Life of sessions after the last access.
+    pub ttl: Duration,
+}
+
+/// Whoever keeps a cache of this node's sessions.
+pub trait Watch: Send + 'static {
+    /// A session was made, changed, or ended, on this or another node. Must not block.
+    fn changed(&self, change: &Change);
+}
+
+/// Nobody does.
+impl Watch for () {
+    fn changed(&self, _: &Change) {}
+}
+
+/// An operation that the store is at.
+struct Waiting {
+    group: GroupId,
+    id: Id,
+    /// To be done again if it could not be done; nothing for reads.
+    again: Option<Op>,
+    /// Counts the writes: only the last one to a session is done again.
+    number: u64,
+    tries: u8,
+    done: Option<oneshot::Sender<Outcome>>,
+    /// Nobody waits for it: its outcome is for the caches.
+    for_watch: bool,
+}
+
+/// The task that owns the store.
+pub struct Driver<N> {
+    store: Store,
+    network: N,
+    sessions: Sessions,
+    commands: mpsc::Receiver<Command>,
+    waiting: HashMap<u64, Waiting>,
+    next_token: u64,
+    /// The last write to each session that has a write waiting.
+    last: HashMap<(GroupId, Id), u64>,
+    next_number: u64,
+    /// Writes that wait until the store serves, or for another try.
+    parked: VecDeque<Waiting>,
+    parked_until: Option<Instant>,
+    /// Frames that found no room. The store gives few for one peer at a time.
+    stuck: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
+    stuck_until: Option<Instant>,
+    started: Instant,
+    malformed: Option<Instant>,
+}
+
+/// Makes a store. Nothing happens before [`Driver::run`].
+///
+/// # Errors
+/// The groups contradict each other.
+pub fn start<N: Network>(setup: Setup, network: N) -> Result<(Sessions, Driver<N>), ConfigError> {
+    let groups = setup.groups.iter();
+    let config = groups.clone().map(|group| GroupConfig {
+        name: group.name.to_string(),
+        manager: group.manager,
+        replication: group.replication,
+        persistent: false,
+    });
+    let mut config = Config::new(setup.node, setup.key, config.collect());
+    let holds = groups
+        .clone()
+        .filter(|group| group.replication == Replication::Sync)
+        .map(|group| group.sync_timeout);
+    // The store has one bound for all groups; each response has its own.
+    let sync = holds.max().map(|bound| bound.as_millis() as u64);
+    config.timing = Timing {
+        sync: sync.unwrap_or(config.timing.sync).max(1),
+        ..config.timing
+    };
+    config.limits = setup.limits;
+    let mut store = Store::new(config)?;
+    store.watch();
+    let (commands, queue) = mpsc::channel(QUEUE);
+    let sessions = Sessions::new(Shared {
+        commands,
+        groups: groups
+            .map(|group| Group {
+                name: Arc::clone(&group.name),
+                ttl: group.ttl,
+                hold: (group.replication == Replication::Sync).then_some(group.sync_timeout),
+                counts: Counts::default(),
+            })
+            .collect(),
+        ready: false.into(),
+        id_key: setup.id_key,
+    });
+    let driver = Driver {
+        store,
+        network,
+        sessions: sessions.clone(),
+        commands: queue,
+        waiting: HashMap::new(),
+        next_token: 0,
+        last: HashMap::new(),
+        next_number: 0,
+        parked: VecDeque::new(),
+        parked_until: None,
+        stuck: BTreeMap::new(),
+        stuck_until: None,
+        started: Instant::now(),
+        malformed: None,
+    };
+    Ok((sessions, driver))
+}
+
+impl<N: Network> Driver<N> {
+    /// Works for ever; whoever runs it ends it.
+    pub async fn run(mut self, watch: impl Watch) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            self.settle(&watch).await;
+            let wake = self.wake();
+            tokio::select! {
+                taken = self.commands.recv_many(&mut batch, BATCH) => {
+                    if taken == 0 {
+                        // Cannot be: this task has a handle itself.
+                        return;
+                    }
+                    for command in batch.drain(..) {
+                        self.command(command);
+                        self.tell_changes(&watch);
+                    }
+                }
+                event = self.network.event() => {
+                    self.event(event);
+                    self.tell_changes(&watch);
+                    for _ in 1..BATCH {
+                        let Some(event) = self.network.try_event() else { break };
+                        self.event(event);
+                        self.tell_changes(&watch);
+                    }
+                }
+                () = sleep_until(wake) => self.tick(),
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn wake(&self) -> Instant {
+        // Far enough to be never, and still a time.
+        let never = Instant::now() + Duration::from_secs(3_600);
+        let store = self.store.poll_timeout().map(|time| {
+            let at = self.started.checked_add(Duration::from_millis(time.0));
+            at.unwrap_or(never)
+        });
+        let all = [store, self.parked_until, self.stuck_until];
+        all.into_iter()
+            .flatten()
+            .min()
+            .map_or(never, |at| at.min(never))
+    }
+
+    fn handle(&mut self, input: Input<'_>) {
+        let now = self.now();
+        if let Err(error) = self.store.handle(input, now) {
+            // Once a minute: whoever sends one may send many.
+            let now = Instant::now();
+            let quiet = Duration::from_secs(60);
+            if self.malformed.is_none_or(|last| now - last >= quiet) {
+                self.malformed = Some(now);
+                tracing::warn!(%error, "a node sent a message about sessions that can't be read");
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Look(look) => look(&self.store, self.now()),
+            Command::Do {
+                group,
+                id,
+                op,
+                done,
+            } => {
+                let read = matches!(op, Op::Get { .. } | Op::Touch);
+                if !read {
+                    self.next_number += 1;
+                    self.last.insert((group, id.clone()), self.next_number);
+                }
+                let waiting = Waiting {
+                    group,
+                    id,
+                    again: (!read).then(|| op.clone()),
+                    number: self.next_number,
+                    tries: 0,
+                    for_watch: read && done.is_none(),
+                    done,
+                };
+                self.begin(waiting, op);
+            }
+        }
+    }
+
+    fn begin(&mut self, waiting: Waiting, op: Op) {
+        if !self.store.ready() && waiting.again.is_some() {
+            return self.park(waiting);
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        let (group, id) = (waiting.group, waiting.id.clone());
+        self.waiting.insert(token, waiting);
+        self.handle(Input::Request {
+            token: Token(token),
+            group,
+            id: &id,
+            op,
+        });
+    }
+
+    fn park(&mut self, waiting: Waiting) {
+        if self.parked.len() >= PARKED {
+            self.fail(waiting, Outcome::Busy);
+            return;
+        }
+        self.parked.push_back(waiting);
+        self.parked_until
+            .get_or_insert_with(|| Instant::now() + AGAIN);
+    }
+
+    /// A write waits no more.
+    fn forget(&mut self, waiting: &Waiting) {
+        if waiting.again.is_some() {
+            let key = (waiting.group, waiting.id.clone());
+            if self.last.get(&key) == Some(&waiting.number) {
+                self.last.remove(&key);
+            }
+        }
+    }
+
+    fn superseded(&self, waiting: &Waiting) -> bool {
+        let last = self.last.get(&(waiting.group, waiting.id.clone()));
+        last != Some(&waiting.number)
+    }
+
+    fn fail(&mut self, waiting: Waiting, outcome: Outcome) {
+        self.forget(&waiting);
+        if let Some(group) = self.sessions.group(waiting.group) {
+            Counts::add(&group.counts.failed);
+        }
+        if let Some(done) = waiting.done {
+            // Whoever waited may have gone.
+            let _ = done.send(outcome);
+        }
+    }
+
+    /// Tries again what was parked, once the store serves.
+    fn unpark(&mut self) {
+        if !self.store.ready() {
+            self.parked_until = Some(Instant::now() + AGAIN);
+            return;
+        }
+        self.parked_until = None;
+        // What is parked again meanwhile waits for the next time.
+        for _ in 0..self.parked.len() {
+            let Some(mut waiting) = self.parked.pop_front() else {
+                return;
+            };
+            if self.superseded(&waiting) {
+                // Done late, it would undo what came after it.
+                self.fail(waiting, Outcome::Unavailable);
+            } else if let Some(op) = waiting.again.clone() {
+                waiting.tries += 1;
+                self.begin(waiting, op);
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Members {
+                incarnation,
+                members,
+            } => self.handle(Input::Members {
+                incarnation,
+                members: &members,
+            }),
+            Event::Frame { from, bytes } => self.handle(Input::Frame {
+                from,
+                bytes: &bytes,
+            }),
+            Event::Link { node } => {
+                self.stuck.remove(&node);
+                self.handle(Input::Reset { peer: node });
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.parked_until.is_some_and(|at| at <= now) {
+            self.unpark();
+        }
+        if self.stuck_until.is_some_and(|at| at <= now) {
+            self.stuck_until = None;
+            self.unstick();
+        }
+        self.handle(Input::Tick);
+    }
+
+    /// Does everything that the store wants done.
+    async fn settle(&mut self, watch: &impl Watch) {
+        self.tell_changes(watch);
+        while let Some(output) = self.store.poll_output() {
+            match output {
+                Output::Send { to, frame } => self.send(to, frame),
+                Output::Reply { token, outcome } => self.reply(token, outcome, watch),
+                Output::Ready(ready) => {
+                    self.sessions.set_ready(ready);
+                    self.network.ready(ready).await;
+                    if ready && !self.parked.is_empty() {
+                        self.unpark();
+                    }
+                }
+                // No group of this driver has a disk yet, or is held elsewhere.
+                Output::Persist { seq, .. } => self.handle(Input::Persisted { seq }),
+                Output::External { token, .. } => self.handle(Input::External {
+                    token,
+                    outcome: Outcome::Unavailable,
+                }),
+            }
+            self.tell_changes(watch);
+        }
+    }
+
+    fn send(&mut self, to: NodeId, frame: Vec<u8>) {
+        // Frames of one peer stay in order.
+        if let Some(stuck) = self.stuck.get_mut(&to) {
+            stuck.push_back(frame);
+            return;
+        }
+        match self.network.send(to, &frame) {
+            Ok(()) => self.handle(Input::Sent { to }),
+            Err(Refused::Full) => {
+                self.stuck.insert(to, VecDeque::from([frame]));
+                self.stuck_until = Some(Instant::now() + FULL_PAUSE);
+            }
+            // Lost. The store gives no more than its credit until the link is made, and
+            // compares then.
+            Err(Refused::NoLink) => {}
+        }
+    }
+
+    fn unstick(&mut self) {
+        let mut sent = Vec::new();
+        self.stuck.retain(|to, frames| {
+            while let Some(frame) = frames.front() {
+                match self.network.send(*to, frame) {
+                    Ok(()) => sent.push(*to),
+                    Err(Refused::Full) => return true,
+                    Err(Refused::NoLink) => {}
+                }
+                frames.pop_front();
+            }
+            false
+        });
+        if !self.stuck.is_empty() {
+            self.stuck_until = Some(Instant::now() + FULL_PAUSE);
+        }
+        for to in sent {
+            self.handle(Input::Sent { to });
+        }
+    }
+
+    fn reply(&mut self, token: Token, outcome: Outcome, watch: &impl Watch) {
+        let Some(mut waiting) = self.waiting.remove(&token.0) else {
+            return;
+        };
+        let undone = matches!(
+            outcome,
+            Outcome::NotReady | Outcome::Unavailable | Outcome::Busy
+        );
+        if undone && waiting.again.is_some() {
+            return match waiting.tries < TRIES {
+                true => self.park(waiting),
+                false => self.fail(waiting, outcome),
+            };
+        }
+        self.forget(&waiting);
+        if waiting.for_watch {
+            let session: Option<Session> = match outcome {
+                Outcome::Found(session) => Some(*session),
+                Outcome::NotFound => None,
+                // The cache stays as it is.
+                _ => return,
+            };
+            watch.changed(&Change {
+                group: waiting.group,
+                id: waiting.id.as_slice().into(),
+                session,
+            });
+            return;
+        }
+        let ended = waiting.again.is_some() && outcome == Outcome::NotFound;
+        if ended {
+            // A write to a session that has ended elsewhere.
+            watch.changed(&Change {
+                group: waiting.group,
+                id: waiting.id.as_slice().into(),
+                session: None,
+            });
+        }
+        if let Some(done) = waiting.done.take() {
+            // Whoever waited may have gone.
+            let _ = done.send(outcome);
+        } else if matches!(outcome, Outcome::Invalid(_)) {
+            self.fail(waiting, outcome);
+        }
+    }
+
+    fn tell_changes(&mut self, watch: &impl Watch) {
+        while let Some(change) = self.store.poll_change() {
+            watch.changed(&change);
+        }
+    }
+}

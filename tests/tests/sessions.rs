@@ -1,0 +1,451 @@
+//! Sessions that several agents keep together: a client that lands on another agent gets
+//! its backend, whoever dies.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use balancer_tests::agent::Agent;
+use balancer_tests::http::apps::App;
+use balancer_tests::http::raw::{Answer, Raw};
+use balancer_tests::http::web::CHECK;
+use balancer_tests::netns::{End, Link, Netns, veth};
+use balancer_tests::process::{BOUND, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const LEARN: &str = "type = \"learn\"\ncookie = \"SID\"\ngroup = \"user\"\n";
+const SERVERS: usize = 3;
+
+/// Agents, servers and clients on one segment; dropped after their agents.
+struct Site {
+    agents: Vec<Agent>,
+    apps: Vec<App>,
+    clients: Netns,
+    _hosts: Vec<Netns>,
+    _segment: Netns,
+    _dir: TempDir,
+}
+
+fn frontend(agent: usize) -> SocketAddr {
+    SocketAddr::from(([10, 7, 0, agent as u8 + 1], 8080))
+}
+
+fn server(i: usize) -> SocketAddr {
+    SocketAddr::from(([10, 7, 0, 100], 9000 + i as u16))
+}
+
+impl Site {
+    /// So many agents that are together, and serve.
+    fn new(agents: usize, group: &str, sticky: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("sessions-")
+            .tempdir()
+            .unwrap();
+        let secret = dir.path().join("secret");
+        fs::write(&secret, "0123456789abcdefghijklmnopqrstuvwxyz0123").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        let segment = Netns::new();
+        segment.ip("link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set br0 up\n");
+        let attach = |ns: &Netns, port: &str, addresses: &[&str]| {
+            veth(
+                &End::new(ns, "eth0", addresses),
+                &End::new(&segment, port, &[]),
+                Link::default(),
+            );
+            segment.ip(&format!("link set {port} master br0"));
+        };
+        let clients = Netns::new();
+        attach(
+            &clients,
+            "clients",
+            &["10.7.0.100/24", "10.7.0.101/24", "10.7.0.102/24"],
+        );
+        let apps = (0..SERVERS).map(|i| App::at(&clients, &format!("s{i}"), server(i)));
+        let apps = apps.collect();
+        let mut hosts = Vec::new();
+        let mut running = Vec::new();
+        for i in 0..agents {
+            let ns = Netns::new();
+            attach(&ns, &format!("node{i}"), &[&format!("10.7.0.{}/24", i + 1)]);
+            let cluster = match agents {
+                1 => String::new(),
+                _ => format!(
+                    "[cluster]\nname = \"n{i}\"\nlisten = \"10.7.0.{}:7946\"\n\
+                     seeds = [\"10.7.0.1:7946\"]\nsecret_file = {secret:?}\nstate_dir = {:?}\n\
+                     probe_interval = \"200ms\"\nprobe_timeout = \"80ms\"\n\
+                     suspect_timeout = \"1s\"\n",
+                    i + 1,
+                    dir.path().join(format!("state{i}")),
+                ),
+            };
+            let mut agent = Agent::prepare_plain(&ns, &(cluster + &config(i, group, sticky)));
+            agent.run();
+            running.push(agent);
+            hosts.push(ns);
+        }
+        let site = Self {
+            agents: running,
+            apps,
+            clients,
+            _hosts: hosts,
+            _segment: segment,
+            _dir: dir,
+        };
+        site.agents.iter().for_each(Agent::wait_all_up);
+        site.wait_ready(&(0..agents).collect::<Vec<_>>());
+        site
+    }
+
+    /// Waits until these know each other and have each other's sessions.
+    #[track_caller]
+    fn wait_ready(&self, agents: &[usize]) {
+        wait_until("the stores to be ready", BOUND, || {
+            agents.iter().all(|at| {
+                let status = self.agents[*at].status();
+                let others = status["cluster"]["nodes"].as_array();
+                let alive = others.map_or(1, |nodes| {
+                    let alive = nodes.iter().filter(|node| node["state"] == "alive");
+                    alive.count()
+                });
+                status["sessions"]["ready"] == true
+                    && status["sessions"]["unsettled"] == 0
+                    && alive >= agents.len()
+            })
+        });
+    }
+
+    fn client(&self, agent: usize) -> Raw {
+        Raw::connect(&self.clients, frontend(agent))
+    }
+
+    /// A session made through an agent; its server.
+    #[track_caller]
+    fn bind(&self, agent: usize, session: &str) -> String {
+        let answer = self.client(agent).get(&format!("/cookie?SID={session}"));
+        assert_eq!(answer.cookie("SID"), Some(session), "{answer:?}");
+        answer.server().to_owned()
+    }
+
+    /// The server of a client that comes with its session to an agent.
+    #[track_caller]
+    fn ask(&self, agent: usize, session: &str) -> String {
+        let answer: Answer = self
+            .client(agent)
+            .get_with("/", &[("Cookie", &format!("SID={session}"))]);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.server().to_owned()
+    }
+
+    /// So many sessions made through the first agent, with their servers.
+    #[track_caller]
+    fn bind_many(&self, count: usize) -> BTreeMap<String, String> {
+        (0..count)
+            .map(|i| {
+                let session = format!("secret-session-{i}");
+                let server = self.bind(0, &session);
+                (session, server)
+            })
+            .collect()
+    }
+
+    #[track_caller]
+    fn all_at(&self, agent: usize, bound: &BTreeMap<String, String>) {
+        for (session, server) in bound {
+            assert_eq!(
+                self.ask(agent, session),
+                *server,
+                "{session} at agent {agent}"
+            );
+        }
+    }
+
+    fn group(&self, agent: usize) -> Value {
+        self.agents[agent].status()["sessions"]["groups"][0].clone()
+    }
+
+    fn held(&self, agent: usize) -> u64 {
+        self.group(agent)["sessions"].as_u64().unwrap()
+    }
+
+    #[track_caller]
+    fn wait_held(&self, agents: &[usize], count: u64) {
+        wait_until(&format!("{count} sessions at {agents:?}"), BOUND, || {
+            agents.iter().all(|at| self.held(*at) == count)
+        });
+    }
+
+    #[track_caller]
+    fn kill_server(&mut self, name: &str) {
+        let app = self.apps.iter_mut().find(|app| app.name() == name);
+        app.unwrap().kill9();
+        for agent in &mut self.agents {
+            if agent.running() {
+                agent.wait_health("app", name, "down");
+            }
+        }
+    }
+
+    #[track_caller]
+    fn restart_server(&mut self, name: &str) {
+        let app = self.apps.iter_mut().find(|app| app.name() == name);
+        app.unwrap().restart();
+        for agent in &mut self.agents {
+            if agent.running() {
+                agent.wait_health("app", name, "up");
+            }
+        }
+    }
+}
+
+fn config(agent: usize, group: &str, sticky: &str) -> String {
+    let mut text = format!(
+        "[[session.group]]\nname = \"user\"\n{group}\n\
+         [[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"{}\"\npool = \"app\"\n\
+         [[pool]]\nname = \"app\"\n{CHECK}[pool.sticky]\n{sticky}",
+        frontend(agent)
+    );
+    for i in 0..SERVERS {
+        let _ = write!(
+            text,
+            "[[pool.backend]]\nname = \"s{i}\"\naddress = \"{}\"\n",
+            server(i)
+        );
+    }
+    text
+}
+
+#[test]
+fn every_agent_knows_what_one_has_learned_and_that_one_may_die() {
+    let mut site = Site::new(3, "", LEARN);
+    let bound = site.bind_many(12);
+    site.wait_held(&[0, 1, 2], 12);
+    site.all_at(1, &bound);
+    // A rendezvous alone would not have led there.
+    assert_eq!(site.group(1)["asked"], 0, "the cache knew them all");
+
+    site.agents[0].kill9();
+    site.all_at(2, &bound);
+
+    // It comes back empty, and knows them again before it says so.
+    site.agents[0].run();
+    site.agents[0].wait_all_up();
+    site.wait_ready(&[0, 1, 2]);
+    assert_eq!(site.held(0), 12);
+    site.all_at(0, &bound);
+    for agent in 0..3 {
+        let log = site.agents[agent].log();
+        assert!(!log.contains("secret-session"), "an id in the log:\n{log}");
+    }
+}
+
+#[test]
+fn a_session_that_failed_over_stays_there_at_every_agent() {
+    let mut site = Site::new(3, "", LEARN);
+    let bound = site.bind_many(9);
+    site.wait_held(&[0, 1, 2], 9);
+    let (session, old) = bound.iter().next().unwrap();
+    site.kill_server(old);
+    let new = site.ask(1, session);
+    assert_ne!(new, *old);
+    wait_until("the others to know", BOUND, || {
+        let args = ["sessions", "show", session.as_str(), "--json"];
+        [0, 2].iter().all(|at| {
+            let shown = site.agents[*at].order(&args);
+            let shown: Value = serde_json::from_str(&shown).unwrap();
+            shown["route"] == *new
+        })
+    });
+    site.restart_server(old);
+    for agent in 0..3 {
+        assert_eq!(site.ask(agent, session), new, "at agent {agent}");
+    }
+    assert_eq!(site.group(1)["rebound"], 1);
+}
+
+#[test]
+fn two_copies_are_found_from_every_agent_and_outlive_one() {
+    let mut site = Site::new(3, "manager = \"backup\"\nreplication = \"sync\"\n", LEARN);
+    let bound = site.bind_many(24);
+    let copies: u64 = (0..3).map(|agent| site.held(agent)).sum();
+    assert_eq!(copies, 48, "each is held twice");
+    assert!(
+        (0..3).all(|agent| site.held(agent) < 24),
+        "nobody holds all"
+    );
+    site.all_at(1, &bound);
+    let (asked, found) = (
+        site.group(1)["asked"].clone(),
+        site.group(1)["found"].clone(),
+    );
+    assert_eq!(asked, found);
+    assert_ne!(asked, 0, "what it does not hold it had to ask for");
+
+    site.agents[0].kill9();
+    site.all_at(2, &bound);
+    let (session, _) = bound.iter().next().unwrap();
+    let shown = site.agents[2].order(&["sessions", "show", session, "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["pool"], "app");
+    assert_eq!(shown["group"], "user");
+}
+
+#[test]
+fn with_sync_a_response_is_held_until_the_others_have_it() {
+    let keys = "replication = \"sync\"\nsync_timeout = \"700ms\"\n";
+    let mut site = Site::new(3, keys, LEARN);
+    // Acknowledged: there is nothing to wait for afterwards.
+    for i in 0..10 {
+        let session = format!("secret-{i}");
+        let server = site.bind(0, &session);
+        assert_eq!(site.held(1 + i % 2), i as u64 + 1);
+        assert_eq!(site.ask(1 + i % 2, &session), server);
+    }
+    assert_eq!(site.group(0)["held"], 10);
+    assert_eq!(site.group(0)["sync_timeouts"], 0);
+
+    // One that does not answer holds up what it should have, for as long as was said.
+    site.agents[2].signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    site.bind(0, "secret-late");
+    let waited = began.elapsed();
+    site.agents[2].signal(Signal::SIGCONT);
+    println!("held for {waited:?}");
+    assert!(waited >= Duration::from_millis(600), "{waited:?}");
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
+    assert_eq!(site.group(0)["sync_timeouts"], 1);
+    let table = site.agents[0].order(&["status"]);
+    assert!(
+        table.contains("Sessions") && table.contains("user"),
+        "{table}"
+    );
+    // It gets it all the same.
+    site.wait_ready(&[0, 1, 2]);
+    site.wait_held(&[0, 1, 2], 11);
+}
+
+#[test]
+fn what_has_ended_does_not_return() {
+    let mut site = Site::new(3, "", LEARN);
+    let bound = site.bind_many(4);
+    site.wait_held(&[0, 1, 2], 4);
+    // One is away while its session is ended elsewhere.
+    site.agents[0].kill9();
+    let (session, _) = bound.iter().next().unwrap();
+    let said = site.agents[1].order(&["sessions", "expire", session]);
+    assert!(
+        said.starts_with("user: ") && said.ends_with(" ended\n"),
+        "{said}"
+    );
+    assert!(!said.contains("secret"), "{said}");
+    site.wait_held(&[1, 2], 3);
+    site.agents[0].run();
+    site.agents[0].wait_all_up();
+    site.wait_ready(&[0, 1, 2]);
+    site.wait_held(&[0, 1, 2], 3);
+    for agent in &site.agents {
+        let shown = agent.command(&["sessions", "show", session]);
+        assert_eq!(shown.code, Some(1), "{shown:?}");
+        assert!(shown.err.contains("no such session"), "{shown:?}");
+        let list: Value =
+            serde_json::from_str(&agent.order(&["sessions", "--json"])).expect("JSON");
+        assert_eq!(list["sessions"].as_array().unwrap().len(), 3);
+        let counts: Value =
+            serde_json::from_str(&agent.order(&["sessions", "count", "--json"])).expect("JSON");
+        let copies = counts.as_array().unwrap().iter();
+        let copies: u64 = copies.map(|count| count["copies"].as_u64().unwrap()).sum();
+        assert_eq!(copies, 3);
+    }
+}
+
+#[test]
+fn sessions_end_when_nobody_comes_and_live_while_somebody_does() {
+    let site = Site::new(3, "ttl = \"3s\"\n", LEARN);
+    let kept = site.bind(0, "secret-kept");
+    site.bind(0, "secret-left");
+    site.wait_held(&[0, 1, 2], 2);
+    // Visits at one agent keep it alive at all.
+    wait_until("the one nobody visits to end", BOUND, || {
+        assert_eq!(site.ask(1, "secret-kept"), kept);
+        (0..3).all(|agent| {
+            let shown = site.agents[agent].command(&["sessions", "show", "secret-left"]);
+            shown.code == Some(1)
+        })
+    });
+    assert_eq!(site.ask(2, "secret-kept"), kept);
+    wait_until("the other to end as well", BOUND, || {
+        let shown = site.agents[0].command(&["sessions", "show", "secret-kept"]);
+        shown.code == Some(1)
+    });
+}
+
+#[test]
+fn a_clients_address_is_a_session_of_its_own() {
+    let mut site = Site::new(2, "", "type = \"source\"\ngroup = \"user\"\n");
+    let visit = |site: &Site, agent: usize| {
+        let from = "10.7.0.101".parse().unwrap();
+        let mut client = Raw::connect_from(&site.clients, from, frontend(agent)).unwrap();
+        client.get("/").server().to_owned()
+    };
+    let old = visit(&site, 0);
+    site.wait_held(&[0, 1], 1);
+    assert_eq!(visit(&site, 1), old);
+    site.kill_server(&old);
+    let new = visit(&site, 0);
+    assert_ne!(new, old);
+    site.restart_server(&old);
+    // Without a group it would go back by itself.
+    wait_until("the other agent to know", BOUND, || {
+        let shown = site.agents[1].order(&["sessions", "show", "10.7.0.101", "--json"]);
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        shown["route"] == *new
+    });
+    assert_eq!(visit(&site, 0), new);
+    assert_eq!(visit(&site, 1), new);
+}
+
+#[test]
+fn a_node_of_its_own_keeps_sessions_too() {
+    let mut site = Site::new(1, "ttl = \"1h\"\n", LEARN);
+    let bound = site.bind_many(3);
+    site.wait_held(&[0], 3);
+    site.all_at(0, &bound);
+    // A reload does not end them; one that changes the groups is refused.
+    site.agents[0].order(&["reload"]);
+    site.all_at(0, &bound);
+    site.agents[0].write_config(&config(0, "ttl = \"2h\"\n", LEARN));
+    let said = site.agents[0].command(&["reload"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("can't change [session]"), "{said:?}");
+    let shown = site.agents[0].order(&["sessions", "show", "secret-session-0"]);
+    assert!(shown.contains("held by   this node"), "{shown}");
+    let server = bound["secret-session-0"].clone();
+    site.kill_server(&server);
+    assert_ne!(site.ask(0, "secret-session-0"), server);
+}
+
+#[test]
+fn a_drained_server_shows_its_sessions_and_gives_them_up_at_the_deadline() {
+    let site = Site::new(2, "", LEARN);
+    let bound = site.bind_many(9);
+    site.wait_held(&[0, 1], 9);
+    let (session, server) = bound.iter().next().unwrap();
+    let theirs = bound.values().filter(|name| *name == server).count();
+    let said = site.agents[1].order(&["drain", server]);
+    let wanted = format!("and {theirs} sessions, the last of which ends in");
+    assert!(said.contains(&wanted), "{said}");
+    // They go on there, at this agent as at the other.
+    assert_eq!(site.ask(1, session), *server);
+    let said = site.agents[1].order(&["drain", server, "--deadline", "300ms"]);
+    assert!(said.contains("stopped"), "{said}");
+    let moved = site.ask(1, session);
+    assert_ne!(moved, *server);
+    // Moved for all, though the other agent's operator has said nothing.
+    wait_until("the other agent to know", BOUND, || {
+        site.ask(0, session) == moved
+    });
+}
