@@ -585,7 +585,7 @@ fn elsewhere(key: &str) -> Option<String> {
         | "h2_streams"
         | "h2_resets" => "[frontend.limits]",
         "file" | "format" | "details" => "[frontend.log]",
-        "threads" | "learned_max" | "drain_timeout" => "[http]",
+        "threads" | "pin_threads" | "learned_max" | "drain_timeout" => "[http]",
         "interval" | "fast_interval" | "timeout" | "fall" | "rise" | "port" | "path" | "host"
         | "expect" => "[pool.check]",
         "refused" | "unanswered" => "[pool.passive]",

@@ -22,6 +22,9 @@ pub struct Http {
     /// Runtimes, each on a thread of its own: `[http] threads`; never 0 in a checked file
     /// (the default is one per core that the process may use).
     pub threads: usize,
+    /// Each thread stays on a core of its own, when there are as many of both
+    /// (`[http] pin_threads`).
+    pub pin_threads: bool,
     /// Bindings that `learn` keeps per pool, and translated session ids that `route` keeps;
     /// the least recently used give way (`[http] learned_max`).
     pub learned_max: usize,
@@ -330,6 +333,7 @@ impl Default for Http {
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            pin_threads: true,
             learned_max: 100_000,
             max_connections: 200_000,
             drain_timeout: Duration::from_secs(30),

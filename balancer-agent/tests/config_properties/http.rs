@@ -64,6 +64,7 @@ pub fn http(
         let (threads, learned_max, max_connections, drain_timeout) = numbers;
         let http = Http {
             threads,
+            pin_threads: learned_max % 2 == 0,
             learned_max,
             max_connections,
             drain_timeout,

@@ -88,6 +88,7 @@ pub fn http(out: &mut String, http: &Http, explicit: bool) {
     let d = Http::default();
     let mut keys = Keys::new(explicit);
     keys.plain("threads", http.threads, d.threads);
+    keys.plain("pin_threads", http.pin_threads, d.pin_threads);
     keys.plain("learned_max", http.learned_max, d.learned_max);
     keys.plain("max_connections", http.max_connections, d.max_connections);
     keys.time("drain_timeout", http.drain_timeout, d.drain_timeout);

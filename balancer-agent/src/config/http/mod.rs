@@ -47,6 +47,9 @@ pub(super) fn http(raw: &RawHttp, findings: &mut Findings) -> Http {
         1,
         10_000_000,
     );
+    let pin_threads = findings.or("pin_threads", &raw.pin_threads, d.pin_threads, |value| {
+        value.boolean()
+    });
     let range = Duration::from_millis(100)..=Duration::from_secs(86_400);
     let drain_timeout = duration_or(
         findings,
@@ -57,6 +60,7 @@ pub(super) fn http(raw: &RawHttp, findings: &mut Findings) -> Http {
     );
     Http {
         threads,
+        pin_threads,
         learned_max,
         max_connections,
         drain_timeout,

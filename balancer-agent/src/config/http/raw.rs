@@ -25,6 +25,7 @@ table! {
     /// `[http]`.
     RawHttp {
         threads: Field,
+        pin_threads: Field,
         learned_max: Field,
         max_connections: Field,
         drain_timeout: Field,

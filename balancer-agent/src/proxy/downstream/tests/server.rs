@@ -179,6 +179,7 @@ pub fn frontend(address: SocketAddr) -> HttpFrontend {
 pub fn http(frontends: Vec<HttpFrontend>) -> Http {
     Http {
         threads: 1,
+        pin_threads: false,
         learned_max: 0,
         max_connections: 100_000,
         drain_timeout: Duration::from_secs(10),
