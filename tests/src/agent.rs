@@ -298,8 +298,10 @@ impl Agent {
             let status = self.look().expect("the agent to answer");
             let node = &status["node"];
             let steers = !node["program_id"].is_null();
+            // One that drains takes no new flows, healthy or not.
+            let used = |backend: &Value| steers && backend["activation"] == "active";
             let up = |backend: &Value| {
-                backend["health"] == "up" && (!steers || backend["usable"] == true)
+                backend["health"] == "up" && (!used(backend) || backend["usable"] == true)
             };
             let mut all = backends(&status).peekable();
             let applied = node["generation_applied"] == node["generation_desired"];
