@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use balancer_tests::agent::Agent;
 use balancer_tests::bed::{Bed, NOT_PASSIVE, QUICK_CHECK, backends4, frontend, pool, vip4};
 use balancer_tests::load::held::{Held, Kept};
 use balancer_tests::load::{Ask, Failure, Stream, sequential};
@@ -166,6 +167,14 @@ fn a_backend_is_added() {
     scene.assert_untouched();
 }
 
+/// Turns that were passed on because the server has a flow of the client's port already.
+fn tuple_conflicts(agent: &Agent) -> usize {
+    let status = agent.status();
+    let reasons = status["reasons"].as_array().expect("reasons");
+    let found = reasons.iter().find(|r| r["reason"] == "tuple_conflict");
+    found.map_or(0, |r| r["count"].as_u64().expect("a count") as usize)
+}
+
 #[test]
 fn a_frontend_comes_and_goes() {
     let scene = scene(&USUAL);
@@ -176,7 +185,11 @@ fn a_frontend_comes_and_goes() {
     });
     let report = sequential(&scene.bed.lab.client, second, &Ask::Name, 30);
     assert_eq!(report.failed(), 0, "{:?}", report.failures());
-    assert_eq!(report.spread(&["s0", "s1", "s2"]), 0);
+    // A port that the client has open through the other frontend as well can't go to the
+    // same server: its turn passes to the next one.
+    let passed_on = tuple_conflicts(&scene.bed.agent);
+    let spread = report.spread(&["s0", "s1", "s2"]);
+    assert!(spread <= 2 * passed_on, "{:?}", report.distribution());
     let open = Held::open(&scene.bed.lab.client, second, 9, EVERY);
     assert_eq!(open.broken(), 0);
 
