@@ -186,7 +186,8 @@ pub fn settled(pids: &[u32]) -> u64 {
 /// # Errors
 /// When connections can't be held.
 pub fn play(idle: usize, slow: usize, time: Duration) -> Result<Outcome> {
-    raise_files((idle + slow) as u64 * 2 + 2_000)?;
+    // Each process has one end of each; the agent its connections to servers too.
+    raise_files((idle + slow) as u64 + 4_000)?;
     let limits = "[frontend.timeouts]\nkeep_alive = \"10m\"\nheaders = \"2m\"\nbody_idle = \"2m\"\n\
                   body_rate = 1\nsend = \"2m\"\n";
     let web = Web::new(2, |_| frontend(limits) + &pool(2, NO_CHECK));
