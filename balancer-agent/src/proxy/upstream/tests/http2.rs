@@ -439,3 +439,42 @@ fn without_a_way_for_it_a_websocket_is_not_sent() {
         assert_eq!(asked.get(), 1);
     });
 }
+
+#[test]
+fn what_is_let_go_of_is_closed() {
+    local(async {
+        let closed = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&closed);
+        let (address, _) = server(move |talk: Talk| {
+            let closed = Rc::clone(&counted);
+            async move {
+                let mut connection = ::h2::server::handshake(talk.socket).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    drop(respond.send_response(status(204), true));
+                }
+                closed.set(closed.get() + 1);
+            }
+        })
+        .await;
+        let upstreams = Upstreams::default();
+        let names = (Arc::from("pool"), Arc::from("one"));
+        let short = |http: &mut PoolHttp| {
+            http.protocol = BackendProtocol::Http2;
+            http.timeouts.keep_alive = Duration::from_millis(1);
+        };
+        let speech = speech(short);
+        for closings in 1..3 {
+            let to = upstreams.backend(&names.0, &names.1, address, &speech);
+            let answer = Ask::new(Method::GET).text(&to).await;
+            assert_eq!(answer, Ok((204, String::new())));
+            assert_eq!(closed.get(), closings - 1);
+            while closed.get() < closings {
+                match closings {
+                    1 => upstreams.sweep(),
+                    _ => upstreams.retain(|_, _| false),
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+}
