@@ -457,21 +457,30 @@ fn set(socket: &Path, backend: String, activation: Activation) -> anyhow::Result
     Ok(name)
 }
 
+/// What is known of a backend that drains.
+///
+/// # Errors
+/// It was activated again, or can't be asked for.
+fn not_activated(socket: &Path, name: &str) -> anyhow::Result<BackendStatus> {
+    let request = Request::Backend {
+        backend: name.to_owned(),
+    };
+    let Answer::Backend { backend, .. } = ask(socket, request)? else {
+        return Err(unexpected());
+    };
+    if backend.activation == Activation::Active {
+        anyhow::bail!("{name} was activated again");
+    }
+    Ok(*backend)
+}
+
 /// Shows the number of flows going down until none is left.
 fn wait_drained(socket: &Path, name: &str, timeout: Option<Duration>) -> anyhow::Result<()> {
     const PAUSE: Duration = Duration::from_millis(250);
     let began = Instant::now();
     let mut shown = None;
     loop {
-        let request = Request::Backend {
-            backend: name.to_owned(),
-        };
-        let Answer::Backend { backend, .. } = ask(socket, request)? else {
-            return Err(unexpected());
-        };
-        if backend.activation == Activation::Active {
-            anyhow::bail!("{name} was activated again");
-        }
+        let backend = not_activated(socket, name)?;
         let left = flows(&backend);
         if shown.as_ref() != Some(&left) {
             say(&format!("{name}: {left} left\n"))?;
@@ -497,15 +506,7 @@ fn end_sessions(socket: &Path, name: &str, deadline: Duration) -> anyhow::Result
     let began = Instant::now();
     let mut shown = None;
     loop {
-        let request = Request::Backend {
-            backend: name.to_owned(),
-        };
-        let Answer::Backend { backend, .. } = ask(socket, request)? else {
-            return Err(unexpected());
-        };
-        if backend.activation == Activation::Active {
-            anyhow::bail!("{name} was activated again");
-        }
+        let backend = not_activated(socket, name)?;
         let Some(left) = backend.sessions else {
             anyhow::bail!(
                 "the sessions of {name} can't be counted: its pool's `sticky` names no `group`, or \

@@ -16,6 +16,56 @@ mod named;
 #[path = "config_mistakes/session.rs"]
 mod session;
 
+/// What came of a table of mistakes.
+#[derive(Default)]
+struct Judged {
+    /// Each is said once.
+    messages: HashSet<String>,
+    failures: String,
+}
+
+impl Judged {
+    /// A file with one mistake, at `line` and `column`; `to` names the row. Gives the
+    /// error, where that is of one problem.
+    fn row(
+        &mut self,
+        to: &str,
+        (line, column, text): (usize, usize, &str),
+        message: &str,
+        expected: &str,
+    ) -> Option<config::ConfigError> {
+        let failures = &mut self.failures;
+        let error = match config::parse("b.toml", text) {
+            Err(error) => error,
+            Ok(_) => {
+                writeln!(failures, "{to}: accepted").unwrap();
+                return None;
+            }
+        };
+        let [problem] = error.problems() else {
+            writeln!(failures, "{to}: not one problem:\n{error}").unwrap();
+            return None;
+        };
+        let right = (problem.line, problem.column) == (line, column)
+            && problem.message.contains(message)
+            && problem.expected.contains(expected)
+            && !problem.expected.is_empty();
+        if !right {
+            let wanted = format!("{line}:{column} {message}; {expected}");
+            writeln!(failures, "{to}: wanted {wanted}\n  {error}").unwrap();
+        }
+        if !self.messages.insert(problem.message.clone()) {
+            writeln!(failures, "{to}: said before: {}", problem.message).unwrap();
+        }
+        Some(error)
+    }
+
+    #[track_caller]
+    fn assert_none_failed(&self) {
+        assert!(self.failures.is_empty(), "\n{}", self.failures);
+    }
+}
+
 const BASE: &str = r#"[xdp]
 interfaces = ["eth0", "eth1"]
 
@@ -275,43 +325,23 @@ fn every_mistake_is_said_at_its_place() {
     let groups = [
         SYNTAX, STRUCTURE, TYPES, DURATIONS, ADDRESSES, VALUES, CHECKS, TABLES,
     ];
-    let mut messages = HashSet::new();
-    let mut failures = String::new();
+    let mut judged = Judged::default();
     for (from, to, line, column, message, expected) in groups.concat() {
         assert!(BASE.contains(from), "{from}");
         let text = match from {
             END => format!("{BASE}{to}"),
             _ => BASE.replacen(from, to, 1),
         };
-        let error = match config::parse("b.toml", &text) {
-            Err(error) => error,
-            Ok(_) => {
-                writeln!(failures, "{to}: accepted").unwrap();
-                continue;
-            }
-        };
-        let [problem] = error.problems() else {
-            writeln!(failures, "{to}: not one problem:\n{error}").unwrap();
+        let Some(error) = judged.row(to, (line, column, &text), message, expected) else {
             continue;
         };
-        let right = (problem.line, problem.column) == (line, column)
-            && problem.message.contains(message)
-            && problem.expected.contains(expected)
-            && !problem.expected.is_empty();
-        if !right {
-            let wanted = format!("{line}:{column} {message}; {expected}");
-            writeln!(failures, "{to}: wanted {wanted}\n  {error}").unwrap();
-        }
-        if !messages.insert(problem.message.clone()) {
-            writeln!(failures, "{to}: said before: {}", problem.message).unwrap();
-        }
         let report = error.report(false);
         if !report.contains(&format!("b.toml:{line}:{column}")) {
-            writeln!(failures, "{to}: the report has no place:\n{report}").unwrap();
+            writeln!(judged.failures, "{to}: the report has no place:\n{report}").unwrap();
         }
     }
-    assert!(failures.is_empty(), "\n{failures}");
-    assert!(messages.len() >= 150, "{}", messages.len());
+    judged.assert_none_failed();
+    assert!(judged.messages.len() >= 150, "{}", judged.messages.len());
 }
 
 #[test]

@@ -1,13 +1,12 @@
 //! The mistakes of `[cluster]`.
 
-use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use balancer_agent::config;
 use balancer_agent::model::cluster::Timing;
 
+use super::Judged;
 use super::http::marked;
 
 /// `@` stands for a directory with the files that [`Folder::new`] makes.
@@ -97,8 +96,7 @@ impl Folder {
 fn every_mistake_is_said_at_its_place() {
     let folder = Folder::new();
     config::parse("base", &folder.fill(BASE)).unwrap();
-    let mut messages = HashSet::new();
-    let mut failures = String::new();
+    let mut judged = Judged::default();
     for (from, to, message, expected) in MISTAKES {
         assert!(BASE.contains(from), "{from}");
         let (to, message, expected) = match message.is_empty() {
@@ -117,29 +115,9 @@ fn every_mistake_is_said_at_its_place() {
         };
         let (line, column, text) = marked(&folder.fill(&text));
         let message = folder.fill(message);
-        let error = match config::parse("b.toml", &text) {
-            Err(error) => error,
-            Ok(_) => {
-                writeln!(failures, "{to}: accepted").unwrap();
-                continue;
-            }
-        };
-        let [problem] = error.problems() else {
-            writeln!(failures, "{to}: not one problem:\n{error}").unwrap();
-            continue;
-        };
-        let right = (problem.line, problem.column) == (line, column)
-            && problem.message.contains(&message)
-            && problem.expected.contains(expected);
-        if !right {
-            let wanted = format!("{line}:{column} {message}; {expected}");
-            writeln!(failures, "{to}: wanted {wanted}\n  {error}").unwrap();
-        }
-        if !messages.insert(problem.message.clone()) {
-            writeln!(failures, "{to}: said before: {}", problem.message).unwrap();
-        }
+        judged.row(to, (line, column, &text), &message, expected);
     }
-    assert!(failures.is_empty(), "\n{failures}");
+    judged.assert_none_failed();
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! The mistakes of the web tier.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use balancer_agent::config;
+
+use super::Judged;
 
 /// `@` stands for a directory with the files that [`Folder::new`] makes.
 pub(super) const BASE: &str = r#"[http]
@@ -553,41 +554,19 @@ fn every_mistake_is_said_at_its_place() {
     let groups = [
         STRUCTURE, FRONTENDS, TLS, LIMITS, SITES, ACTIONS, STICKY, POOLS,
     ];
-    let mut messages = HashSet::new();
-    let mut failures = String::new();
+    let mut judged = Judged::default();
     for (from, to, message, expected) in groups.concat() {
         assert!(!message.is_empty() && !expected.is_empty(), "{to}");
         let (line, column, text) = changed(&folder, from, to);
         let message = folder.fill(message);
-        let error = match config::parse("b.toml", &text) {
-            Err(error) => error,
-            Ok(_) => {
-                writeln!(failures, "{to}: accepted").unwrap();
-                continue;
-            }
-        };
-        let [problem] = error.problems() else {
-            writeln!(failures, "{to}: not one problem:\n{error}").unwrap();
+        let Some(error) = judged.row(to, (line, column, &text), &message, expected) else {
             continue;
         };
-        let right = (problem.line, problem.column) == (line, column)
-            && problem.message.contains(&message)
-            && problem.expected.contains(expected);
-        if !right {
-            writeln!(
-                failures,
-                "{to}: wanted {line}:{column} {message}; {expected}\n  {error}"
-            )
-            .unwrap();
-        }
-        if !messages.insert(problem.message.clone()) {
-            writeln!(failures, "{to}: said before: {}", problem.message).unwrap();
-        }
         let report = error.report(false);
         if !report.contains(&format!("b.toml:{line}:{column}")) {
-            writeln!(failures, "{to}: the report has no place:\n{report}").unwrap();
+            writeln!(judged.failures, "{to}: the report has no place:\n{report}").unwrap();
         }
     }
-    assert!(failures.is_empty(), "\n{failures}");
-    assert!(messages.len() >= 200, "{}", messages.len());
+    judged.assert_none_failed();
+    assert!(judged.messages.len() >= 200, "{}", judged.messages.len());
 }

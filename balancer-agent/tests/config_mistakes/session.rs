@@ -1,13 +1,12 @@
 //! The mistakes of `[session]`, and of pools that name its groups.
 
-use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use balancer_agent::config;
 use balancer_agent::model::http::Sticky;
 use balancer_agent::model::session::SessionManager;
 
+use super::Judged;
 use super::http::marked;
 
 const BASE: &str = r#"[session]
@@ -66,8 +65,7 @@ const MISTAKES: &[Row] = &[
 #[test]
 fn every_mistake_is_said_at_its_place() {
     config::parse("base", BASE).unwrap();
-    let mut messages = HashSet::new();
-    let mut failures = String::new();
+    let mut judged = Judged::default();
     for (from, to, message, expected) in MISTAKES {
         assert!(BASE.contains(from), "{from}");
         let mut text = BASE.replacen(from, to, 1);
@@ -76,29 +74,9 @@ fn every_mistake_is_said_at_its_place() {
             text = text.replacen("name = \"user\"\nttl", "name = ^\"user\"\nttl", 1);
         }
         let (line, column, text) = marked(&text);
-        let error = match config::parse("b.toml", &text) {
-            Err(error) => error,
-            Ok(_) => {
-                writeln!(failures, "{to}: accepted").unwrap();
-                continue;
-            }
-        };
-        let [problem] = error.problems() else {
-            writeln!(failures, "{to}: not one problem:\n{error}").unwrap();
-            continue;
-        };
-        let right = (problem.line, problem.column) == (line, column)
-            && problem.message.contains(message)
-            && problem.expected.contains(expected);
-        if !right {
-            let wanted = format!("{line}:{column} {message}; {expected}");
-            writeln!(failures, "{to}: wanted {wanted}\n  {error}").unwrap();
-        }
-        if !messages.insert(problem.message.clone()) {
-            writeln!(failures, "{to}: said before: {}", problem.message).unwrap();
-        }
+        judged.row(to, (line, column, &text), message, expected);
     }
-    assert!(failures.is_empty(), "{failures}");
+    judged.assert_none_failed();
 }
 
 #[test]

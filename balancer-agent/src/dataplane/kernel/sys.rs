@@ -94,6 +94,14 @@ impl Link {
     }
 }
 
+/// A socket of the calling thread's network namespace, to ask the kernel by: the loopback
+/// device may be down, or there may be no IPv4.
+fn any_socket() -> io::Result<OwnedFd> {
+    std::net::UdpSocket::bind(("127.0.0.1", 0))
+        .map(OwnedFd::from)
+        .or_else(|_| std::os::unix::net::UnixDatagram::unbound().map(OwnedFd::from))
+}
+
 /// Whether a device of our network namespace is one end of a veth pair; `false` also when
 /// the kernel does not say.
 pub(super) fn is_veth(interface: &str) -> bool {
@@ -106,10 +114,7 @@ pub(super) fn is_veth(interface: &str) -> bool {
         driver: [u8; 32],
         rest: [u8; 160],
     }
-    let Ok(socket) = std::net::UdpSocket::bind(("127.0.0.1", 0))
-        .map(OwnedFd::from)
-        .or_else(|_| std::os::unix::net::UnixDatagram::unbound().map(OwnedFd::from))
-    else {
+    let Ok(socket) = any_socket() else {
         return false;
     };
     let mut info = DrvInfo {
@@ -147,9 +152,7 @@ pub(super) enum Netns {
 impl Netns {
     /// That of the calling thread.
     pub fn current() -> io::Result<Self> {
-        let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))
-            .map(OwnedFd::from)
-            .or_else(|_| std::os::unix::net::UnixDatagram::unbound().map(OwnedFd::from))?;
+        let socket = any_socket()?;
         let mut cookie = 0u64;
         let mut len = size_of::<u64>() as libc::socklen_t;
         // SAFETY: `cookie` and `len` are as large as the kernel is told.

@@ -116,9 +116,7 @@ impl SendError {
             Self::Connect(_) | Self::Tls(_) | Self::ConnectTimeout | Self::Local(_)
         )
     }
-}
 
-impl SendError {
     /// Whether the backend was not there: asking another one costs it nothing.
     pub fn is_refused(&self) -> bool {
         matches!(self, Self::Connect(_) | Self::Tls(_) | Self::ConnectTimeout)
