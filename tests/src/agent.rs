@@ -284,14 +284,18 @@ impl Agent {
             let found = find_backend(&status, pool, backend);
             let found =
                 found.unwrap_or_else(|| panic!("no backend {pool}/{backend} in {status:#}"));
-            // The verdict is known a moment before the kernel's tables follow it.
+            // The verdict is known a moment before the kernel's tables and the web tier
+            // follow it.
             let follows = health != "down" || found["usable"] != true;
-            found["health"] == health && follows
+            let web = find_backend(&status["http"], pool, backend);
+            let web_follows = web.is_none_or(|seen| seen["health"] == health);
+            found["health"] == health && follows && web_follows
         });
     }
 
-    /// Waits until every backend of every pool is up, and the kernel's tables say so too:
-    /// whoever kills the agent next must find them whole.
+    /// Waits until every backend of every pool is up, and the kernel's tables and the web
+    /// tier say so too: whoever kills the agent next must find them whole, and a request
+    /// that comes next must find a backend.
     #[track_caller]
     pub fn wait_all_up(&self) {
         wait_until("all backends to be up", READY, || {
@@ -304,8 +308,12 @@ impl Agent {
                 backend["health"] == "up" && (!used(backend) || backend["usable"] == true)
             };
             let mut all = backends(&status).peekable();
+            let mut web = backends(&status["http"]);
             let applied = node["generation_applied"] == node["generation_desired"];
-            applied && all.peek().is_some() && all.all(up)
+            applied
+                && all.peek().is_some()
+                && all.all(up)
+                && web.all(|backend| backend["health"] == "up")
         });
     }
 
@@ -361,7 +369,7 @@ impl Drop for Agent {
     }
 }
 
-/// Every backend of every pool in a status.
+/// Every backend of every pool in a status, or in its `http` part.
 pub fn backends(status: &Value) -> impl Iterator<Item = &Value> {
     let pools = status["pools"].as_array().into_iter().flatten();
     pools.flat_map(|pool| pool["backends"].as_array().into_iter().flatten())
