@@ -277,7 +277,9 @@ fn an_inserted_cookie_binds_and_moves_with_its_server() {
             first.server().to_owned(),
             first.cookie("LB").expect("a cookie"),
         );
-        assert_eq!(value.contains(&server), kind == "signed", "{kind}: {value}");
+        // With the dot: two letters alone are in a sealed value by chance now and then.
+        let readable = value.starts_with(&format!("{server}."));
+        assert_eq!(readable, kind == "signed", "{kind}: {value}");
         let cookie = format!("a=b; LB={value}; c=d");
         for _ in 0..5 {
             let answer = web.client().get_with("/", &[("Cookie", &cookie)]);
