@@ -284,12 +284,7 @@ impl Agent {
             let found = find_backend(&status, pool, backend);
             let found =
                 found.unwrap_or_else(|| panic!("no backend {pool}/{backend} in {status:#}"));
-            // The verdict is known a moment before the kernel's tables and the web tier
-            // follow it.
-            let follows = health != "down" || found["usable"] != true;
-            let web = find_backend(&status["http"], pool, backend);
-            let web_follows = web.is_none_or(|seen| seen["health"] == health);
-            found["health"] == health && follows && web_follows
+            found["health"] == health && is_followed(&status, pool, found)
         });
     }
 
@@ -301,19 +296,20 @@ impl Agent {
         wait_until("all backends to be up", READY, || {
             let status = self.look().expect("the agent to answer");
             let node = &status["node"];
-            let steers = !node["program_id"].is_null();
-            // One that drains takes no new flows, healthy or not.
-            let used = |backend: &Value| steers && backend["activation"] == "active";
-            let up = |backend: &Value| {
-                backend["health"] == "up" && (!used(backend) || backend["usable"] == true)
-            };
-            let mut all = backends(&status).peekable();
-            let mut web = backends(&status["http"]);
+            let pools = status["pools"].as_array().into_iter().flatten();
+            let mut all = pools
+                .flat_map(|pool| {
+                    let name = pool["name"].as_str().unwrap_or_default();
+                    let backends = pool["backends"].as_array().into_iter().flatten();
+                    backends.map(move |backend| (name, backend))
+                })
+                .peekable();
             let applied = node["generation_applied"] == node["generation_desired"];
             applied
                 && all.peek().is_some()
-                && all.all(up)
-                && web.all(|backend| backend["health"] == "up")
+                && all.all(|(pool, backend)| {
+                    backend["health"] == "up" && is_followed(&status, pool, backend)
+                })
         });
     }
 
@@ -369,10 +365,25 @@ impl Drop for Agent {
     }
 }
 
-/// Every backend of every pool in a status, or in its `http` part.
+/// Every backend of every pool in a status.
 pub fn backends(status: &Value) -> impl Iterator<Item = &Value> {
     let pools = status["pools"].as_array().into_iter().flatten();
     pools.flat_map(|pool| pool["backends"].as_array().into_iter().flatten())
+}
+
+/// Whether the kernel's tables and the web tier follow the verdict that a status shows of a
+/// backend: it is known a moment before they do.
+fn is_followed(status: &Value, pool: &str, backend: &Value) -> bool {
+    let up = backend["health"] == "up";
+    let frontends = status["frontends"].as_array();
+    let steered = !status["node"]["program_id"].is_null()
+        && frontends.is_some_and(|all| all.iter().any(|frontend| frontend["pool"] == pool));
+    // One that drains takes no new flows, healthy or not.
+    let wanted = up && backend["activation"] == "active";
+    let name = backend["name"].as_str().unwrap_or_default();
+    let web = find_backend(&status["http"], pool, name);
+    (!steered || backend["usable"] == wanted)
+        && web.is_none_or(|seen| seen["health"] == backend["health"])
 }
 
 fn find_backend<'a>(status: &'a Value, pool: &str, backend: &str) -> Option<&'a Value> {

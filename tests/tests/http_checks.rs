@@ -77,6 +77,7 @@ impl Scene {
             last["health"] == health && text.starts_with(said)
         };
         wait_until(&wanted, BOUND, what);
+        self.agent.wait_health("app", backend, health);
         last
     }
 
