@@ -280,7 +280,12 @@ impl Connection {
             if let Some(error) = self.socket.take_error()? {
                 return Err(error).context("connect");
             }
-            let sent = (&self.socket).write(REQUEST).context("send")?;
+            let sent = match (&self.socket).write(REQUEST) {
+                // An event of the slot's last connection: a process that another thread
+                // was starting held a copy of its socket for a moment.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                sent => sent.context("send")?,
+            };
             ensure!(sent == REQUEST.len(), "sent {sent} bytes only");
             self.asked = true;
         }
