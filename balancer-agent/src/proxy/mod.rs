@@ -34,6 +34,7 @@ pub mod files;
 pub mod log;
 pub mod materials;
 mod pem;
+mod placement;
 pub mod route;
 pub mod server;
 pub mod service;

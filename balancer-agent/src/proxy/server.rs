@@ -14,12 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
-
 use super::downstream::{self, Listeners, PreparedListeners};
 use super::log::{LogFiles, Masks};
 use super::materials::Materials;
+use super::placement;
 use super::service::{Service, Thread};
 use super::stats::{self, FrontendCounts, HttpStatus, Reopened, SessionId, Web};
 use super::sticky;
@@ -193,7 +191,7 @@ impl Proxy {
         let count = self.0.listeners.threads();
         let pinned = self.0.publisher.world().load().config.http.pin_threads;
         // With more or fewer of them than cores there is no place of its own for each.
-        let cores = Some(cores()).filter(|cores| pinned && cores.len() == count);
+        let cores = Some(placement::cores()).filter(|cores| pinned && cores.len() == count);
         let cores = cores.unwrap_or_default();
         for number in 0..self.0.listeners.threads() {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -205,8 +203,9 @@ impl Proxy {
             let thread = std::thread::Builder::new().name(format!("http-{number}"));
             threads.push(thread.spawn(move || {
                 if let Some(core) = core {
-                    stay_on(core);
+                    placement::stay_on(core);
                 }
+                placement::be_prompt();
                 stats::enter(number);
                 let thread = Rc::new(Thread::new(&publisher));
                 let local = tokio::task::LocalSet::new();
@@ -218,28 +217,6 @@ impl Proxy {
             })?);
         }
         Ok(())
-    }
-}
-
-/// The cores that this process may use.
-fn cores() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
-        return Vec::new();
-    };
-    (0..CpuSet::count())
-        .filter(|core| set.is_set(*core).unwrap_or(false))
-        .collect()
-}
-
-/// Keeps the calling thread on a core. Left to the scheduler, two threads share one for a
-/// while now and then, and the clients of both wait twice as long.
-fn stay_on(core: usize) {
-    let mut set = CpuSet::new();
-    let pinned = set
-        .set(core)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    if let Err(error) = pinned {
-        tracing::warn!(core, %error, "a thread can't be kept on its core");
     }
 }
 

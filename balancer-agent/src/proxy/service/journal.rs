@@ -66,6 +66,11 @@ impl Journal {
         }
     }
 
+    /// Whether times are wanted.
+    pub fn is_timed(&self) -> bool {
+        self.record.is_some()
+    }
+
     /// When the head had come.
     pub fn began(&self) -> Instant {
         self.began

@@ -179,9 +179,10 @@ pub(super) async fn serve(
             until,
             inform: &mut inform,
             handed: &mut handed,
+            timed: journal.is_timed(),
         };
         let sent = pool.backends[chosen].send(&mut outgoing, body, terms).await;
-        journal.answered(handed.map(|handed| (handed.connect, handed.at.elapsed())));
+        journal.answered(handed.map(|handed| (handed.connect, handed.elapsed())));
         match sent {
             Ok(Sent::Switched(head, tunnel)) => {
                 lease.report(Outcome::Answered(101));

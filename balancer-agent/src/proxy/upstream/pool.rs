@@ -14,6 +14,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
+
 use super::body::RequestBody;
 use super::connect::{Connected, Parties, connect, connect_http1};
 use super::endpoint::Speech;
@@ -61,6 +63,8 @@ pub struct Terms<'a> {
     pub inform: &'a mut dyn Inform,
     /// Set once there is a connection.
     pub handed: &'a mut Option<Handed>,
+    /// Whether anybody wants to know when that was: reading a clock costs a little.
+    pub timed: bool,
 }
 
 /// When a request was handed to a connection. With another connection in place of one that
@@ -69,14 +73,19 @@ pub struct Terms<'a> {
 pub struct Handed {
     /// How long the connection took; zero for a kept one.
     pub connect: Duration,
-    /// When that was.
-    pub at: Instant,
+    /// When that was, if somebody wants to know.
+    pub at: Option<Instant>,
 }
 
 impl Handed {
-    fn now(connect: Duration) -> Option<Self> {
-        let at = Instant::now();
+    fn now(connect: Duration, timed: bool) -> Option<Self> {
+        let at = timed.then(Instant::now);
         Some(Self { connect, at })
+    }
+
+    /// How long ago that was.
+    pub fn elapsed(&self) -> Duration {
+        self.at.map_or(Duration::ZERO, |at| at.elapsed())
     }
 }
 
@@ -97,7 +106,14 @@ pub struct Connections {
 
 struct Idle {
     wire: Box<Wire>,
-    since: Instant,
+    /// On [`resting_clock`].
+    since: Duration,
+}
+
+/// Time to some milliseconds, for how long connections rest: every request asks twice, and
+/// this clock costs a fraction of the exact one (clock_gettime(2), `CLOCK_MONOTONIC_COARSE`).
+fn resting_clock() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from)
 }
 
 impl Connections {
@@ -141,14 +157,14 @@ impl Connections {
             };
             let wire = match kept {
                 Some(wire) => {
-                    *terms.handed = Handed::now(Duration::ZERO);
+                    *terms.handed = Handed::now(Duration::ZERO, terms.timed);
                     wire
                 }
                 None if speech.protocol == BackendProtocol::Http2 && !self.http1_only.get() => {
                     let websocket = request.is_websocket(body.extent());
                     match self.http2(&speech, terms.parties, fresh, websocket).await {
                         Ok(Spoken::Http2(connection, took)) => {
-                            *terms.handed = Handed::now(took);
+                            *terms.handed = Handed::now(took, terms.timed);
                             match h2::exchange(connection, request, body, deadlines(), terms.inform)
                                 .await
                             {
@@ -166,7 +182,7 @@ impl Connections {
                             }
                         }
                         Ok(Spoken::Http1(wire, took)) => {
-                            *terms.handed = Handed::now(took);
+                            *terms.handed = Handed::now(took, terms.timed);
                             // For this request alone, when the backend speaks HTTP/2 as well.
                             request.keep &= self.http1_only.get();
                             wire
@@ -184,7 +200,7 @@ impl Connections {
                     let began = Instant::now();
                     match connect(self.address, &speech, terms.parties).await {
                         Ok(connected) => {
-                            *terms.handed = Handed::now(began.elapsed());
+                            *terms.handed = Handed::now(began.elapsed(), terms.timed);
                             Box::new(Wire::new(connected.stream))
                         }
                         Err(error) => {
@@ -228,8 +244,9 @@ impl Connections {
     /// The connection that rested last, if one is quiet.
     fn take(&self, asked: bool, keep_alive: Duration) -> Option<Box<Wire>> {
         let mut idle = self.idle.borrow_mut();
+        let now = resting_clock();
         while let Some(Idle { mut wire, since }) = idle.pop_back() {
-            if since.elapsed() >= keep_alive {
+            if now.saturating_sub(since) >= keep_alive {
                 // All others have rested longer.
                 idle.clear();
                 return None;
@@ -253,7 +270,7 @@ impl Connections {
         }
         idle.push_back(Idle {
             wire,
-            since: Instant::now(),
+            since: resting_clock(),
         });
     }
 
@@ -340,7 +357,10 @@ impl Connections {
         let keep_alive = self.speech.borrow().timeouts.keep_alive;
         let rested = |since: Instant| now.saturating_duration_since(since) >= keep_alive;
         let mut idle = self.idle.borrow_mut();
-        idle.retain_mut(|idle| !rested(idle.since) && idle.wire.is_quiet(false));
+        let coarse = resting_clock();
+        idle.retain_mut(|idle| {
+            coarse.saturating_sub(idle.since) < keep_alive && idle.wire.is_quiet(false)
+        });
         if idle.is_empty() {
             idle.shrink_to_fit();
         }
