@@ -29,6 +29,9 @@ const FULL_PAUSE: Duration = Duration::from_millis(5);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Tries of a write that could not be done.
 const TRIES: u8 = 5;
+/// How long before the bound of a held response the store gives up waiting for copies, in
+/// milliseconds at most.
+const SAID_BEFORE: u64 = 50;
 /// Writes that wait until the store serves, or for another try.
 const PARKED: usize = 65_536;
 
@@ -124,8 +127,10 @@ pub fn start<N: Network>(setup: Setup, network: N) -> Result<(Sessions, Driver<N
         .clone()
         .filter(|group| group.replication == Replication::Sync)
         .map(|group| group.sync_timeout);
-    // The store has one bound for all groups; each response has its own.
-    let sync = holds.max().map(|bound| bound.as_millis() as u64);
+    // The store has one bound for all groups; each response has its own. Just before that,
+    // the store says how far it has come.
+    let early = |bound: u64| bound - (bound / 20).min(SAID_BEFORE);
+    let sync = holds.max().map(|bound| early(bound.as_millis() as u64));
     config.timing = Timing {
         sync: sync.unwrap_or(config.timing.sync).max(1),
         ..config.timing

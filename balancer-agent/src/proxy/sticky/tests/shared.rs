@@ -10,7 +10,7 @@ use crate::model::http::StickyLearn;
 use crate::model::session::PoolSessions;
 use crate::proxy::testing::local;
 use crate::session::driver::{Alone, GroupSetup, Setup, Watch, start};
-use crate::session::handle::Sessions;
+use crate::session::handle::{Kept, Sessions};
 use crate::session::{Change, GroupId, Limits, Manager, NodeId, Replication};
 
 const SPEC: Spec<'static> = Spec("s1 s2 s3");
@@ -20,6 +20,7 @@ fn http(sticky: Sticky) -> PoolHttp {
         sessions: Some(PoolSessions {
             group: "user".into(),
             ttl: Duration::from_secs(600),
+            sync_header: None,
         }),
         sticky: Some(sticky),
         ..PoolHttp::default()
@@ -198,10 +199,8 @@ fn a_clients_address_is_bound_and_held_with_sync() {
         let lease = lease(view, &affinity).unwrap();
         let mut response = head(&[]);
         let held = rewrite_response(view, &affinity, lease.index(), false, &mut response);
-        assert!(
-            held.expect("a new binding").wait().await,
-            "nobody else is there"
-        );
+        let kept = held.expect("a new binding").wait().await;
+        assert_eq!(kept, Kept::All(1), "nobody else is there");
         let other = &two.views[1];
         let affinity = read_at(other, "/", &cookies(&[]));
         assert_eq!(
