@@ -454,21 +454,14 @@ impl<N: Network> Driver<N> {
                 // The cache stays as it is.
                 _ => return,
             };
-            watch.changed(&Change {
-                group: waiting.group,
-                id: waiting.id.as_slice().into(),
-                session,
-            });
-            return;
+            return self.tell(&waiting, session, watch);
         }
-        let ended = waiting.again.is_some() && outcome == Outcome::NotFound;
+        let deleted = waiting.again == Some(Op::Delete) && matches!(outcome, Outcome::Done { .. });
+        let ended = deleted || (waiting.again.is_some() && outcome == Outcome::NotFound);
         if ended {
-            // A write to a session that has ended elsewhere.
-            watch.changed(&Change {
-                group: waiting.group,
-                id: waiting.id.as_slice().into(),
-                session: None,
-            });
+            // Here, which a node without a copy would not be told; or, before a write to it,
+            // elsewhere.
+            self.tell(&waiting, None, watch);
         }
         if let Some(done) = waiting.done.take() {
             // Whoever waited may have gone.
@@ -476,6 +469,21 @@ impl<N: Network> Driver<N> {
         } else if matches!(outcome, Outcome::Invalid(_)) {
             self.fail(waiting, outcome);
         }
+    }
+
+    /// Tells how a session is that was just looked at. It may have changed since, and that
+    /// have been told already: where there is a copy, it counts as it is now.
+    fn tell(&self, about: &Waiting, seen: Option<Session>, watch: &impl Watch) {
+        let (group, id) = (about.group, about.id.as_slice());
+        let session = match self.store.version_of(group, id) {
+            Some(_) => self.store.peek(group, id, self.now()),
+            None => seen,
+        };
+        watch.changed(&Change {
+            group,
+            id: id.into(),
+            session,
+        });
     }
 
     fn tell_changes(&mut self, watch: &impl Watch) {

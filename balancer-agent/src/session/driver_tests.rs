@@ -348,6 +348,38 @@ async fn a_touch_mends_a_cache_that_is_wrong() {
     .await;
 }
 
+/// A request that ends a session also counts as a visit, which is told to the store first:
+/// what that found must not come into the cache after the end.
+#[tokio::test(start_paused = true)]
+async fn a_visit_does_not_bring_back_what_ended_right_after_it() {
+    for holds in [true, false] {
+        let manager = match holds {
+            true => Manager::Delta,
+            false => Manager::Backup { copies: 1 },
+        };
+        let (_wires, nodes) = three(manager, Replication::Async).await;
+        for i in 0..40 {
+            let id = format!("session-{i:04}").into_bytes();
+            let _ = nodes[0].sessions.bind(GROUP, &id, "s1", TTL);
+            let node = &nodes[i % 3];
+            until("the binding to be found", || {
+                nodes.iter().any(|node| node.cache.get(&id).is_some())
+            })
+            .await;
+            assert_eq!(node.find(&id).await.as_deref(), Some("s1"));
+            // Both wait for the driver: they are taken in one go.
+            node.sessions.touch(GROUP, &id);
+            let _ = node.sessions.delete(GROUP, &id);
+            let mut left = 100;
+            while node.find(&id).await.is_some() && left > 0 {
+                // Its own copy, until the primary has ended it.
+                left -= 1;
+            }
+            assert_eq!(node.cache.get(&id), None, "{i}, by {manager:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_full_handle_counts_and_never_blocks() {
     let wires = Wires::default();
