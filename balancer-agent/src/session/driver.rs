@@ -84,6 +84,8 @@ struct Waiting {
     /// Counts the writes: only the last one to a session is done again.
     number: u64,
     tries: u8,
+    /// When it was asked for.
+    asked: Time,
     done: Option<oneshot::Sender<Outcome>>,
     /// Nobody waits for it: its outcome is for the caches.
     for_watch: bool,
@@ -254,6 +256,7 @@ impl<N: Network> Driver<N> {
                     again: (!read).then(|| op.clone()),
                     number: self.next_number,
                     tries: 0,
+                    asked: self.now(),
                     for_watch: read && done.is_none(),
                     done,
                 };
@@ -268,13 +271,14 @@ impl<N: Network> Driver<N> {
         }
         let token = self.next_token;
         self.next_token += 1;
-        let (group, id) = (waiting.group, waiting.id.clone());
+        let (group, id, asked) = (waiting.group, waiting.id.clone(), waiting.asked);
         self.waiting.insert(token, waiting);
-        self.handle(Input::Request {
+        self.handle(Input::Again {
             token: Token(token),
             group,
             id: &id,
             op,
+            asked,
         });
     }
 
