@@ -211,3 +211,23 @@ fn a_clients_address_is_bound_and_held_with_sync() {
         assert!(held.is_none(), "nothing is new");
     });
 }
+
+#[test]
+fn with_sync_the_response_that_ends_a_session_is_held() {
+    local(async {
+        let two = two(learn(), Replication::Sync, 2);
+        two.ready().await;
+        let _ = exchange(&two.views[0], "/", &[], &[("set-cookie", "SID=abc")]);
+        two.settled().await;
+        let end = async |view: &Arc<PoolView>| {
+            let affinity = read_at(view, "/", &cookies(&["SID=abc"]));
+            let lease = lease(view, &affinity).unwrap();
+            let mut response = head(&[("set-cookie", "SID=; Max-Age=0")]);
+            let held = rewrite_response(view, &affinity, lease.index(), false, &mut response);
+            held.expect("an end").wait().await
+        };
+        assert_eq!(end(&two.views[1]).await, Kept::All(1));
+        assert_eq!(two.held(), 0);
+        assert_eq!(end(&two.views[0]).await, Kept::Absent, "it has ended");
+    });
+}
