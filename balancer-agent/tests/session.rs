@@ -1,6 +1,8 @@
 //! The session store from outside: what several nodes do together when all goes well, and
 //! in the plain cases when it does not. The wild cases are the simulator's.
 
+#[path = "session/late.rs"]
+mod late;
 #[path = "session/measure.rs"]
 mod measure;
 #[path = "session/net.rs"]

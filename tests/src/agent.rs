@@ -335,15 +335,20 @@ impl Agent {
 
     /// The status, asked for without a process of its own: for those who ask again
     /// and again.
-    fn look(&self) -> Option<Value> {
+    pub fn look(&self) -> Option<Value> {
+        let mut answer = self.ask(r#"{"version":1,"request":"status"}"#)?;
+        Some(answer["ok"]["status"].take())
+    }
+
+    /// The answer to a request at the admin socket (`docs/admin.md`); nothing when there
+    /// is none.
+    pub fn ask(&self, request: &str) -> Option<Value> {
         let mut stream = UnixStream::connect(self.socket()).ok()?;
         stream.set_read_timeout(Some(READY)).ok()?;
-        let request = b"{\"version\":1,\"request\":\"status\"}\n";
-        stream.write_all(request).ok()?;
+        stream.write_all(format!("{request}\n").as_bytes()).ok()?;
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).ok()?;
-        let mut answer: Value = serde_json::from_str(&line).ok()?;
-        Some(answer["ok"]["status"].take())
+        serde_json::from_str(&line).ok()
     }
 
     #[track_caller]

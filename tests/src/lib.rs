@@ -19,6 +19,7 @@ pub mod case;
 pub mod counters;
 pub mod decode;
 pub mod demo;
+pub mod faults;
 pub mod generator;
 pub mod http;
 pub mod icmp;

@@ -99,6 +99,7 @@ pub(super) struct RawSessionGroup {
     pub(super) copies: Field,
     pub(super) replication: Field,
     pub(super) sync_timeout: Field,
+    pub(super) sync_header: Field,
     pub(super) ttl: Field,
 }
 
@@ -550,7 +551,9 @@ fn known_keys<'a>(message: &'a str, unknown: &str) -> Vec<&'a str> {
 fn elsewhere(key: &str) -> Option<String> {
     let place = match key {
         "backend" => "[[pool.backend]]",
-        "manager" | "copies" | "replication" | "sync_timeout" | "ttl" => "[[session.group]]",
+        "manager" | "copies" | "replication" | "sync_timeout" | "sync_header" | "ttl" => {
+            "[[session.group]]"
+        }
         "sessions_max" | "bytes_max" => "[session]",
         "group" => return Some("it in `[pool.sticky]`, or a `[[session.group]]`".to_owned()),
         "check" | "passive" | "sticky" | "queue" | "retries" | "observe" | "maintenance" => {

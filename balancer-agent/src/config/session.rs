@@ -8,6 +8,7 @@ use toml::Spanned;
 
 use super::cross;
 use super::findings::{Findings, Span, quote};
+use super::http::value::header_name;
 use super::pool::PoolDraft;
 use super::raw::{RawSession, RawSessionGroup};
 use super::resolve::{duration_or, name};
@@ -112,6 +113,9 @@ fn group(
         SYNC_TIMEOUT_DEFAULT,
         SYNC_TIMEOUT,
     );
+    let sync_header = findings.optional("sync_header", &raw.sync_header, |v| {
+        header_name(v.text("\"X-Session-Kept\"")?)
+    });
     let ttl = duration_or(findings, "ttl", &raw.ttl, TTL_DEFAULT, TTL);
     if let (Some(field), false) = (&raw.copies, backup) {
         let message = "`copies` does not belong to a group with the manager \"delta\", \
@@ -119,11 +123,18 @@ fn group(
         let expected = "`manager = \"backup\"`, or no `copies`";
         findings.error(field.span(), message, expected);
     }
-    if let (Some(field), false) = (&raw.sync_timeout, sync) {
-        let message = "`sync_timeout` does not belong to a group with the replication \"async\", \
-                       where nothing waits";
-        let expected = "`replication = \"sync\"`, or no `sync_timeout`";
-        findings.error(field.span(), message, expected);
+    for (key, field) in [
+        ("sync_timeout", &raw.sync_timeout),
+        ("sync_header", &raw.sync_header),
+    ] {
+        if let (Some(field), false) = (field, sync) {
+            let message = format!(
+                "`{key}` does not belong to a group with the replication \"async\", where \
+                 nothing waits"
+            );
+            let expected = format!("`replication = \"sync\"`, or no `{key}`");
+            findings.error(field.span(), message, expected);
+        }
     }
     let asked = [
         raw.manager.as_ref().filter(|_| backup),
@@ -144,6 +155,7 @@ fn group(
             false => SessionManager::Delta,
         },
         sync_timeout: sync.then_some(sync_timeout),
+        sync_header: sync_header.map(Spanned::into_inner),
         ttl,
     });
     (name, group)
@@ -193,6 +205,7 @@ pub(super) fn of_pools(
         pool.http.model.sessions = Some(PoolSessions {
             group: Arc::clone(&group.name),
             ttl,
+            sync_header: group.sync_header.clone(),
         });
     }
     for table in raw.map_or(&[][..], |raw| &raw.group) {

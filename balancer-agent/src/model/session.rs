@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 /// `[session]`: sessions that are kept by this node and others together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sessions {
@@ -24,6 +26,8 @@ pub struct SessionGroup {
     /// How long a response is held for the copies of the session that it creates; `None`:
     /// not at all (`replication = "async"`).
     pub sync_timeout: Option<Duration>,
+    /// Header of the held responses that says how many nodes have the session.
+    pub sync_header: Option<HeaderName>,
     /// Life of a session after its last access, unless a pool says otherwise.
     pub ttl: Duration,
 }
@@ -44,4 +48,6 @@ pub struct PoolSessions {
     pub group: Arc<str>,
     /// Life of its sessions after the last access.
     pub ttl: Duration,
+    /// The group's [`SessionGroup::sync_header`].
+    pub sync_header: Option<HeaderName>,
 }

@@ -364,6 +364,8 @@ impl Store {
                         self.lamport = self.lamport.max(lamport);
                         self.weight = weight;
                         self.known.clear();
+                        // What it does not say it has forgotten in its time.
+                        self.memory = Some(i64::MIN);
                     }
                     for _ in 0..count {
                         let node = NodeId(reader.u64()?);

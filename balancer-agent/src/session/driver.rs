@@ -29,6 +29,9 @@ const FULL_PAUSE: Duration = Duration::from_millis(5);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Tries of a write that could not be done.
 const TRIES: u8 = 5;
+/// How long before the bound of a held response the store gives up waiting for copies, in
+/// milliseconds at most.
+const SAID_BEFORE: u64 = 50;
 /// Writes that wait until the store serves, or for another try.
 const PARKED: usize = 65_536;
 
@@ -81,6 +84,8 @@ struct Waiting {
     /// Counts the writes: only the last one to a session is done again.
     number: u64,
     tries: u8,
+    /// When it was asked for.
+    asked: Time,
     done: Option<oneshot::Sender<Outcome>>,
     /// Nobody waits for it: its outcome is for the caches.
     for_watch: bool,
@@ -124,8 +129,10 @@ pub fn start<N: Network>(setup: Setup, network: N) -> Result<(Sessions, Driver<N
         .clone()
         .filter(|group| group.replication == Replication::Sync)
         .map(|group| group.sync_timeout);
-    // The store has one bound for all groups; each response has its own.
-    let sync = holds.max().map(|bound| bound.as_millis() as u64);
+    // The store has one bound for all groups; each response has its own. Just before that,
+    // the store says how far it has come.
+    let early = |bound: u64| bound - (bound / 20).min(SAID_BEFORE);
+    let sync = holds.max().map(|bound| early(bound.as_millis() as u64));
     config.timing = Timing {
         sync: sync.unwrap_or(config.timing.sync).max(1),
         ..config.timing
@@ -249,6 +256,7 @@ impl<N: Network> Driver<N> {
                     again: (!read).then(|| op.clone()),
                     number: self.next_number,
                     tries: 0,
+                    asked: self.now(),
                     for_watch: read && done.is_none(),
                     done,
                 };
@@ -263,13 +271,14 @@ impl<N: Network> Driver<N> {
         }
         let token = self.next_token;
         self.next_token += 1;
-        let (group, id) = (waiting.group, waiting.id.clone());
+        let (group, id, asked) = (waiting.group, waiting.id.clone(), waiting.asked);
         self.waiting.insert(token, waiting);
-        self.handle(Input::Request {
+        self.handle(Input::Again {
             token: Token(token),
             group,
             id: &id,
             op,
+            asked,
         });
     }
 
@@ -449,21 +458,14 @@ impl<N: Network> Driver<N> {
                 // The cache stays as it is.
                 _ => return,
             };
-            watch.changed(&Change {
-                group: waiting.group,
-                id: waiting.id.as_slice().into(),
-                session,
-            });
-            return;
+            return self.tell(&waiting, session, watch);
         }
-        let ended = waiting.again.is_some() && outcome == Outcome::NotFound;
+        let deleted = waiting.again == Some(Op::Delete) && matches!(outcome, Outcome::Done { .. });
+        let ended = deleted || (waiting.again.is_some() && outcome == Outcome::NotFound);
         if ended {
-            // A write to a session that has ended elsewhere.
-            watch.changed(&Change {
-                group: waiting.group,
-                id: waiting.id.as_slice().into(),
-                session: None,
-            });
+            // Here, which a node without a copy would not be told; or, before a write to it,
+            // elsewhere.
+            self.tell(&waiting, None, watch);
         }
         if let Some(done) = waiting.done.take() {
             // Whoever waited may have gone.
@@ -471,6 +473,21 @@ impl<N: Network> Driver<N> {
         } else if matches!(outcome, Outcome::Invalid(_)) {
             self.fail(waiting, outcome);
         }
+    }
+
+    /// Tells how a session is that was just looked at. It may have changed since, and that
+    /// have been told already: where there is a copy, it counts as it is now.
+    fn tell(&self, about: &Waiting, seen: Option<Session>, watch: &impl Watch) {
+        let (group, id) = (about.group, about.id.as_slice());
+        let session = match self.store.version_of(group, id) {
+            Some(_) => self.store.peek(group, id, self.now()),
+            None => seen,
+        };
+        watch.changed(&Change {
+            group,
+            id: id.into(),
+            session,
+        });
     }
 
     fn tell_changes(&mut self, watch: &impl Watch) {

@@ -6,6 +6,7 @@ use super::codec::{EntryRef, Record, ResultRef};
 use super::config::Sabotage;
 use super::ops::{Origin, Pending, Stage};
 use super::store::{Store, push};
+use super::table::Entry;
 use super::types::{Expect, NodeId, Op, Outcome, Replication, Version};
 
 /// How an operation ended, before it is told whether the caller is here or elsewhere.
@@ -21,7 +22,7 @@ pub(super) enum End {
 
 impl Store {
     /// Does the operation on what this node holds.
-    pub(super) fn execute(&mut self, pending: Pending) {
+    pub(super) fn execute(&mut self, mut pending: Pending) {
         let (g, hash) = (pending.group, pending.hash);
         let now = self.now.signed();
         let primary = {
@@ -36,14 +37,27 @@ impl Store {
             self.expire(g, hash, &pending.id);
         }
         let found = self.groups[g].find(hash, &pending.id);
-        let writes = matches!(pending.op, Op::Put { .. } | Op::Bind { .. } | Op::Delete);
-        if let (Origin::Remote { node, life, req }, Some(entry)) = (pending.origin, found)
-            && writes
-            && entry.version().stamp > pending.issued
+        if let (Some(by), Some(entry)) = (pending.stamped, found)
+            && entry.version().stamp >= by.0
         {
-            // It may have been issued before that write, and be long answered: only its
-            // origin knows, and issues it again if it still waits.
-            return self.outcome((node, life), req, ResultRef::Stale);
+            let version = entry.version();
+            if (version.stamp, version.writer) == by {
+                // It has been done, here or where this copy comes from.
+                return self.publish(pending, version);
+            }
+            match pending.origin {
+                // It may have been issued before that write, and be long answered: only its
+                // origin knows, and issues it again if it still waits.
+                Origin::Remote { node, life, req } => {
+                    return self.outcome((node, life), req, ResultRef::Stale);
+                }
+                Origin::Local(_) => pending.stamped = None,
+            }
+        }
+        if let Some(entry) = found
+            && self.comes_late(&pending, entry)
+        {
+            return self.finish(&pending, End::NotFound);
         }
         let live = found.filter(|entry| !entry.deleted);
         let before = live.map(|entry| (entry.version(), entry.seq));
@@ -75,12 +89,12 @@ impl Store {
                     _ => false,
                 };
                 if met {
-                    let stamp = self.stamp();
+                    let (stamp, writer) = self.stamp_of(&pending);
                     let version = Version {
                         epoch: before.map_or(stamp, |(version, _)| version.epoch),
                         deleted: false,
                         stamp,
-                        writer: self.writer,
+                        writer,
                     };
                     let entry = EntryRef {
                         group: self.groups[g].key,
@@ -105,6 +119,8 @@ impl Store {
                 }
             }
             (Op::Bind { route }, Some((version, _))) => {
+                // Done on another copy it makes another content: it is not the same write
+                // wherever it is done.
                 let version = Version {
                     stamp: self.stamp(),
                     writer: self.writer,
@@ -117,20 +133,53 @@ impl Store {
                 End::Busy
             }
             (Op::Delete, Some((version, _))) => {
-                let version = self.bury(g, hash, &pending.id, version.epoch);
+                let by = self.stamp_of(&pending);
+                let version = self.bury_by(g, hash, &pending.id, version.epoch, by);
                 return self.publish(pending, version);
             }
         };
         self.finish(&pending, end);
     }
 
+    /// The stamp of a write that says all that there is to it, and who gives it.
+    fn stamp_of(&mut self, pending: &Pending) -> (u64, u64) {
+        pending
+            .stamped
+            .unwrap_or_else(|| (self.stamp(), self.writer))
+    }
+
+    /// Whether a write comes so late that its caller has long been told that nobody knows
+    /// what became of it, and the session has ended since it was asked for (or, of an end,
+    /// begun): it must not bring back what ended, nor end what is new.
+    fn comes_late(&self, pending: &Pending, entry: &Entry) -> bool {
+        let since = match (&pending.op, entry.deleted) {
+            (Op::Put { .. }, true) => entry.access,
+            (Op::Delete, false) => entry.created,
+            _ => return false,
+        };
+        let waited = self.now.signed().saturating_sub(pending.asked);
+        waited > self.config.timing.sync as i64 && since >= pending.asked
+    }
+
     /// Puts a tombstone in the place of a session.
     pub(super) fn bury(&mut self, g: usize, hash: u64, id: &[u8], epoch: u64) -> Version {
+        let by = (self.stamp(), self.writer);
+        self.bury_by(g, hash, id, epoch, by)
+    }
+
+    fn bury_by(
+        &mut self,
+        g: usize,
+        hash: u64,
+        id: &[u8],
+        epoch: u64,
+        (stamp, writer): (u64, u64),
+    ) -> Version {
         let version = Version {
             epoch,
             deleted: true,
-            stamp: self.stamp(),
-            writer: self.writer,
+            stamp,
+            writer,
         };
         let tombstone = EntryRef {
             group: self.groups[g].key,

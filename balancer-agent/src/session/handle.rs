@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::store::Store;
 use super::types::{Expect, GroupId, Op, Outcome, Session, Time};
@@ -156,31 +156,82 @@ impl std::fmt::Debug for Shared {
 #[error("the session store did not answer in time")]
 pub struct NoAnswer;
 
-/// A write whose copies a response waits for.
+/// Writes whose copies a response waits for.
 #[derive(Debug)]
 #[must_use = "the response has to be held"]
 pub struct Held {
     sessions: Sessions,
     group: GroupId,
     bound: Duration,
-    done: oneshot::Receiver<Outcome>,
+    /// One for each write; nearly always there is one.
+    done: SmallVec<[oneshot::Receiver<Outcome>; 1]>,
+}
+
+/// What is known of a write when its response goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// So many nodes hold it, this one or its primary among them; all that should do.
+    All(u8),
+    /// So many nodes are known to hold it when the time bound was hit. With 0 it may not
+    /// have been done at all, or be done later.
+    Some(u8),
+    /// There was nothing to write: the session had ended.
+    Absent,
+}
+
+impl Kept {
+    /// The lesser of two: what is known of both.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Absent, other) | (other, Self::Absent) => other,
+            (Self::All(a), Self::All(b)) => Self::All(a.min(b)),
+            (Self::All(a) | Self::Some(a), Self::All(b) | Self::Some(b)) => Self::Some(a.min(b)),
+        }
+    }
+}
+
+impl From<Outcome> for Kept {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done {
+                copies, degraded, ..
+            } => {
+                let nodes = copies.saturating_add(1);
+                match degraded {
+                    true => Self::Some(nodes),
+                    false => Self::All(nodes),
+                }
+            }
+            Outcome::NotFound => Self::Absent,
+            _ => Self::Some(0),
+        }
+    }
 }
 
 impl Held {
+    /// Both: the response waits for all of their writes, no longer than for one.
+    pub fn with(mut self, other: Option<Self>) -> Self {
+        self.done.extend(other.into_iter().flat_map(|o| o.done));
+        self
+    }
+
     /// Waits until the copies are acknowledged, or the time bound is hit, which is counted.
     /// Says which.
-    pub async fn wait(self) -> bool {
-        let acknowledged = matches!(
-            timeout(self.bound, self.done).await,
-            Ok(Ok(Outcome::Done {
-                degraded: false,
-                ..
-            }))
-        );
-        if !acknowledged && let Some(group) = self.sessions.group(self.group) {
+    pub async fn wait(self) -> Kept {
+        let until = Instant::now() + self.bound;
+        let mut kept = Kept::Absent;
+        for done in self.done {
+            kept = kept.and(match timeout_at(until, done).await {
+                Ok(Ok(outcome)) => outcome.into(),
+                _ => Kept::Some(0),
+            });
+        }
+        if matches!(kept, Kept::Some(_))
+            && let Some(group) = self.sessions.group(self.group)
+        {
             Counts::add(&group.counts.sync_timeouts);
         }
-        acknowledged
+        kept
     }
 }
 
@@ -241,12 +292,11 @@ impl Sessions {
         self.write(group, id, op)
     }
 
-    /// Ends a session.
-    pub fn delete(&self, group: GroupId, id: &[u8]) {
-        if let Some(known) = self.group(group) {
-            Counts::add(&known.counts.ended);
-            self.push(group, id, Op::Delete, None);
-        }
+    /// Ends a session. With `sync` the response that ends it has to be [`Held`]: whoever is
+    /// told that a session has ended must not find it again after a node has died.
+    pub fn delete(&self, group: GroupId, id: &[u8]) -> Option<Held> {
+        Counts::add(&self.group(group)?.counts.ended);
+        self.write(group, id, Op::Delete)
     }
 
     /// Counts an access. What the store knows of the session is told to those who watch
@@ -326,7 +376,7 @@ impl Sessions {
             sessions: self.clone(),
             group,
             bound,
-            done: outcome,
+            done: smallvec![outcome],
         })
     }
 

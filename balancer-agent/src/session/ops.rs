@@ -20,6 +20,7 @@ use super::types::{
     Expect, GroupId, MAX_ID, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, NodeId, Op, Outcome, Session,
     Time, Token, Version,
 };
+use super::view::writer_of;
 
 /// Who waits for an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +46,11 @@ pub(super) struct Pending {
     pub deadline: Time,
     /// Lamport clock when it was issued.
     pub issued: u64,
+    /// The stamp of a write that is or was handed to another node, and who gives it: it
+    /// may be done there and here, and must be the same write then.
+    pub stamped: Option<(u64, u64)>,
+    /// When it was asked for, by this node's clock.
+    pub asked: i64,
     /// Do it here even if another node would be preferred.
     pub forced: bool,
     pub wake: Time,
@@ -88,7 +94,7 @@ fn invalid(id: &[u8], op: &Op, most_data: usize) -> Option<&'static str> {
 }
 
 impl Store {
-    pub(super) fn request(&mut self, token: Token, group: GroupId, id: &[u8], op: Op) {
+    pub(super) fn request(&mut self, token: Token, group: GroupId, id: &[u8], op: Op, asked: Time) {
         let Some(g) = self.groups.get(usize::from(group.0)) else {
             return self.reply(token, Outcome::Invalid("there is no such group"));
         };
@@ -126,6 +132,8 @@ impl Store {
             },
             deadline,
             issued: self.lamport,
+            stamped: None,
+            asked: asked.signed(),
             forced: false,
             wake: deadline,
         };
@@ -325,6 +333,10 @@ impl Store {
             return self.coordinate(pending);
         }
         self.counters.forwards += 1;
+        if pending.stamped.is_none() && pending.op.writes() {
+            pending.issued = self.stamp();
+            pending.stamped = Some((pending.issued, self.writer));
+        }
         pending.stage = Stage::Forward { to, tries };
         let number = self.park(pending, self.config.timing.retry);
         self.send_forward(number);
@@ -341,6 +353,7 @@ impl Store {
             req: number,
             group: self.groups[pending.group].key,
             issued: pending.issued,
+            age: self.now.signed().saturating_sub(pending.asked).max(0) as u64,
             id: &pending.id,
             op: borrow_op(&pending.op),
         };
@@ -367,10 +380,9 @@ impl Store {
 
     pub(super) fn take_forward(
         &mut self,
-        from: NodeId,
-        req: u64,
+        (from, req): (NodeId, u64),
         key: u32,
-        issued: u64,
+        (issued, age): (u64, u64),
         id: &[u8],
         op: OpRef<'_>,
     ) {
@@ -409,12 +421,14 @@ impl Store {
             group: g,
             hash,
             id: id.into(),
-            op,
             stage: Stage::Gather {
                 waiting: SmallVec::new(),
             },
             deadline,
             issued,
+            stamped: op.writes().then(|| (issued, writer_of(from, life))),
+            asked: self.now.signed().saturating_sub_unsigned(age),
+            op,
             forced: true,
             wake: deadline,
         });
@@ -460,6 +474,10 @@ impl Store {
             ResultRef::Stale => {
                 if *to == from {
                     // The header of this frame has brought the clock forward.
+                    if pending.stamped.is_some() {
+                        self.lamport += 1;
+                        pending.stamped = Some((self.lamport, self.writer));
+                    }
                     pending.issued = self.lamport;
                     self.counters.stale_forwards += 1;
                     self.send_forward(req);

@@ -54,8 +54,11 @@ pub enum Record<'a> {
         req: u64,
         /// Key of the group.
         group: u32,
-        /// Lamport clock at which the operation was issued.
+        /// Lamport clock at which the operation was issued; of a write, the stamp that the
+        /// sender gives it, the same wherever and however often it is done.
         issued: u64,
+        /// Since it was asked for, in milliseconds.
+        age: u64,
         /// The session.
         id: &'a [u8],
         /// What to do.
@@ -76,6 +79,9 @@ pub enum Record<'a> {
         view: u64,
         /// See [`Flags`].
         flags: Flags,
+        /// For how many milliseconds it has known who was a member, by itself or from others
+        /// that told it.
+        memory: u64,
         /// Nodes that it has known, and the milliseconds since each was last seen.
         known: Vec<(NodeId, u64)>,
     },
@@ -87,6 +93,9 @@ pub enum Record<'a> {
         ready: bool,
         /// Whether it has seen the asker within the longest allowed absence.
         known: bool,
+        /// Whether it would know the asker if that had been a member within the longest
+        /// allowed absence: it has been there, or was told, for as long.
+        sure: bool,
         /// Members of the last view in which the answering node served; 0: never.
         weight: u32,
     },
@@ -230,6 +239,7 @@ impl<'a> Record<'a> {
                 req,
                 group,
                 issued,
+                age,
                 id,
                 op,
             } => {
@@ -237,6 +247,7 @@ impl<'a> Record<'a> {
                 put_varint(out, *req);
                 out.extend_from_slice(&group.to_le_bytes());
                 put_varint(out, *issued);
+                put_varint(out, *age);
                 put_short(out, id);
                 op.encode(out);
             }
@@ -249,6 +260,7 @@ impl<'a> Record<'a> {
                 round,
                 view,
                 flags,
+                memory,
                 known,
             } => {
                 out.push(8);
@@ -259,6 +271,7 @@ impl<'a> Record<'a> {
                         | u8::from(flags.ready) << 1
                         | u8::from(flags.clean) << 2,
                 );
+                put_varint(out, *memory);
                 put_list(out, known, |out, (node, age)| {
                     out.extend_from_slice(&node.0.to_le_bytes());
                     put_varint(out, *age);
@@ -268,9 +281,11 @@ impl<'a> Record<'a> {
             Self::JoinReply {
                 ready,
                 known,
+                sure,
                 weight,
             } => {
-                out.extend_from_slice(&[10, u8::from(*ready), u8::from(*known)]);
+                out.push(10);
+                out.extend([*ready, *known, *sure].map(u8::from));
                 put_varint(out, u64::from(*weight));
             }
             _ => self.encode_repair(out),
@@ -405,6 +420,7 @@ impl<'a> Record<'a> {
                 req: reader.varint()?,
                 group: reader.u32()?,
                 issued: reader.varint_to(MAX_STAMP)?,
+                age: reader.varint()?,
                 id: reader.short(MIN_ID, MAX_ID)?,
                 op: OpRef::decode(reader)?,
             },
@@ -423,6 +439,7 @@ impl<'a> Record<'a> {
                     },
                     _ => return Err(DecodeError::Tag("state of a node")),
                 },
+                memory: reader.varint()?,
                 known: list(reader, 9, |reader| {
                     Ok((NodeId(reader.u64()?), reader.varint()?))
                 })?,
@@ -431,6 +448,7 @@ impl<'a> Record<'a> {
             10 => Self::JoinReply {
                 ready: reader.flag()?,
                 known: reader.flag()?,
+                sure: reader.flag()?,
                 weight: reader.varint_to(u64::from(u32::MAX))? as u32,
             },
             tag => Self::decode_repair(tag, reader)?,

@@ -8,11 +8,10 @@ use super::counters::Counters;
 use super::disk::Log;
 use super::ops::Pending;
 use super::outbox::Peer;
-use super::placement::mix;
 use super::repair::Repair;
 use super::table::Group;
 use super::types::{GroupId, Manager, Member, NodeId, Op, Outcome, Time, Token};
-use super::view::{Phase, View};
+use super::view::{JoinReply, Phase, View, writer_of};
 use super::wire::DecodeError;
 
 /// What the world tells a store.
@@ -37,6 +36,20 @@ pub enum Input<'a> {
         id: &'a [u8],
         /// What to do.
         op: Op,
+    },
+    /// A request that could not be done when it was asked for, once more (or for the first
+    /// time). It does not undo the end of a session that came after it was asked for.
+    Again {
+        /// The caller's number.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// The session.
+        id: &'a [u8],
+        /// What to do.
+        op: Op,
+        /// When it was asked for.
+        asked: Time,
     },
     /// A frame from a peer that has proved who it is.
     Frame {
@@ -123,6 +136,9 @@ pub struct Store {
     pub(super) peers: BTreeMap<NodeId, Peer>,
     /// Nodes that were members, and when each was last seen as one.
     pub(super) known: BTreeMap<NodeId, i64>,
+    /// Since when this node has known who was a member, by itself or from others that told
+    /// it; nothing before its first life.
+    pub(super) memory: Option<i64>,
     /// Reports of this node's state so far.
     pub(super) reports: u64,
     /// Members of the last view in which this node served.
@@ -182,6 +198,7 @@ impl Store {
             phase: Phase::Waiting,
             peers: BTreeMap::new(),
             known: BTreeMap::new(),
+            memory: None,
             reports: 0,
             weight: 0,
             clean_since: None,
@@ -225,7 +242,17 @@ impl Store {
                 id,
                 op,
             } => {
-                self.request(token, group, id, op);
+                self.request(token, group, id, op, now);
+                Ok(())
+            }
+            Input::Again {
+                token,
+                group,
+                id,
+                op,
+                asked,
+            } => {
+                self.request(token, group, id, op, asked);
                 Ok(())
             }
             Input::Frame { from, bytes } => self.frame(from, bytes),
@@ -373,22 +400,33 @@ impl Store {
                 req,
                 group,
                 issued,
+                age,
                 id,
                 op,
-            } => self.take_forward(from, req, group, issued, id, op),
+            } => self.take_forward((from, req), group, (issued, age), id, op),
             Record::Outcome { req, result } => self.take_outcome(from, req, result),
             Record::Status {
                 round,
                 view,
                 flags,
+                memory,
                 known,
-            } => self.take_status(from, round, (view, flags), &known),
+            } => self.take_status(from, round, (view, flags), memory, &known),
             Record::Join => self.take_join(from),
             Record::JoinReply {
                 ready,
                 known,
+                sure,
                 weight,
-            } => self.take_join_reply(from, ready, known, weight),
+            } => {
+                let reply = JoinReply {
+                    ready,
+                    known,
+                    sure,
+                    weight,
+                };
+                self.take_join_reply(from, reply);
+            }
             repair => self.take_repair(from, repair),
         }
     }
@@ -413,7 +451,7 @@ impl Store {
     }
 
     pub(super) fn set_writer(&mut self) {
-        self.writer = mix(self.view.incarnation ^ mix(self.config.node.0));
+        self.writer = writer_of(self.config.node, self.view.incarnation);
     }
 
     pub(super) fn reply(&mut self, token: Token, outcome: Outcome) {

@@ -100,6 +100,13 @@ pub enum Op {
     Delete,
 }
 
+impl Op {
+    /// Whether it changes what is stored, accesses aside.
+    pub fn writes(&self) -> bool {
+        matches!(self, Self::Put { .. } | Self::Bind { .. } | Self::Delete)
+    }
+}
+
 /// The condition of a put.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Expect {

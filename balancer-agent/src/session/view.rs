@@ -52,9 +52,19 @@ pub(super) enum Phase {
 /// What a member says to a node that comes back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct JoinReply {
-    ready: bool,
-    known: bool,
-    weight: u32,
+    pub ready: bool,
+    pub known: bool,
+    pub sure: bool,
+    pub weight: u32,
+}
+
+impl JoinReply {
+    /// The asker was away for longer than is allowed, for all that this member knows. That a
+    /// member does not know it says nothing if it has no memory of that time: it may have
+    /// been started a moment ago, and serve because it was alone.
+    fn refuses(&self) -> bool {
+        self.sure && !self.known
+    }
 }
 
 /// More stamps than a node can issue before its peers hear of its clock.
@@ -62,6 +72,11 @@ const STRIDE: u64 = 1 << 20;
 
 /// Most nodes that are remembered after they have gone.
 const MAX_KNOWN: usize = 4 * MAX_NODES;
+
+/// Stands for a life of a node in versions.
+pub(super) fn writer_of(node: NodeId, incarnation: u64) -> u64 {
+    mix(incarnation ^ mix(node.0))
+}
 
 impl Store {
     pub(super) fn admitted(&self) -> bool {
@@ -168,6 +183,7 @@ impl Store {
             self.outputs.push_back(Output::Ready(false));
         }
         self.set_writer();
+        self.memory.get_or_insert(self.now.signed());
         self.abandon_ops();
         self.next_status = self.now.plus(self.config.timing.status);
         self.next_round = self.now.plus(self.config.timing.anti_entropy);
@@ -279,12 +295,13 @@ impl Store {
     }
 
     /// A node keeps what it has if a member has seen it within the longest allowed
-    /// absence: until then every deletion is remembered somewhere. The word of members
-    /// that serve counts; where nobody serves (all have restarted, or a long partition
-    /// has ended), the side that was larger is believed.
+    /// absence: until then every deletion is remembered somewhere; and if nobody remembers
+    /// that time. The word of members that serve counts; where nobody serves (all have
+    /// restarted, or a long partition has ended), the side that was larger is believed.
     fn must_forget(&self, replies: &BTreeMap<NodeId, JoinReply>) -> bool {
         if replies.values().any(|reply| reply.ready) {
-            return !replies.values().any(|reply| reply.ready && reply.known);
+            let mut serving = replies.values().filter(|reply| reply.ready);
+            return serving.clone().any(JoinReply::refuses) && !serving.any(|reply| reply.known);
         }
         let me = self.config.node;
         replies.iter().any(|(node, reply)| {
@@ -292,7 +309,7 @@ impl Store {
             let mutual = !self.seen_lately(*node);
             let they_win =
                 (reply.weight, std::cmp::Reverse(*node)) > (self.weight, std::cmp::Reverse(me));
-            served && !reply.known && (!mutual || they_win)
+            served && reply.refuses() && (!mutual || they_win)
         })
     }
 
@@ -330,18 +347,21 @@ impl Store {
         let reply = Record::JoinReply {
             ready: self.ready(),
             known: self.seen_lately(from),
+            sure: self.memory() >= self.config.timing.absence,
             weight: self.weight,
         };
         self.send(from, &reply);
     }
 
-    pub(super) fn take_join_reply(&mut self, from: NodeId, ready: bool, known: bool, weight: u32) {
+    /// For how many milliseconds this node has known who was a member.
+    fn memory(&self) -> u64 {
+        let now = self.now.signed();
+        let since = self.memory.unwrap_or(now);
+        now.saturating_sub(since).max(0) as u64
+    }
+
+    pub(super) fn take_join_reply(&mut self, from: NodeId, reply: JoinReply) {
         if let Phase::Joining { replies, .. } = &mut self.phase {
-            let reply = JoinReply {
-                ready,
-                known,
-                weight,
-            };
             replies.insert(from, reply);
             self.try_admit();
         }
@@ -388,6 +408,7 @@ impl Store {
             round: self.reports,
             view: self.view.id,
             flags: self.flags(),
+            memory: self.memory(),
             known: gone
                 .map(|(&node, &seen)| (node, now.saturating_sub(seen).max(0) as u64))
                 .collect(),
@@ -403,6 +424,7 @@ impl Store {
         from: NodeId,
         round: u64,
         (view, flags): (u64, Flags),
+        memory: u64,
         known: &[(NodeId, u64)],
     ) {
         let now = self.now;
@@ -419,6 +441,9 @@ impl Store {
         peer.view = view;
         peer.heard = now;
         if flags.admitted {
+            // With this report comes whom it has known all that time, members left out.
+            let since = now.signed().saturating_sub_unsigned(memory);
+            self.memory = self.memory.map(|own| own.min(since));
             if self.known.insert(from, now.signed()).is_none() {
                 self.log_meta();
             }

@@ -53,6 +53,8 @@ const MISTAKES: &[Row] = &[
     ("\"user\"\nttl", "\"user\"\nreplication = ^true\nttl", "`replication` is the boolean true", "\"async\" or \"sync\""),
     ("\"user\"\nttl", "\"user\"\nsync_timeout = ^\"1s\"\nttl", "`sync_timeout` does not belong to a group with the replication \"async\"", "`replication = \"sync\"`"),
     ("\"user\"\nttl", "\"user\"\nreplication = \"sync\"\nsync_timeout = ^\"2h\"\nttl", "`sync_timeout` \"2h\" is too long", "from 10ms to 1m"),
+    ("\"user\"\nttl", "\"user\"\nsync_header = ^\"X-Kept\"\nttl", "`sync_header` does not belong to a group with the replication \"async\"", "`replication = \"sync\"`"),
+    ("\"user\"\nttl", "\"user\"\nreplication = \"sync\"\nsync_header = ^\"X Kept\"\nttl", "`sync_header` \"X Kept\" is no name of a header", "such as"),
     ("\"1h\"", "^\"10ms\"", "`ttl` \"10ms\" is too short", "from 1s to 30d"),
     ("50000", "^10", "`sessions_max` 10 is out of range", "from 1000 to 100000000"),
     ("50000", "50000\nbytes_max = ^\"1G\"", "`bytes_max` is the string \"1G\"", "an integer from 1048576"),

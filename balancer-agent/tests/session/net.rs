@@ -21,6 +21,9 @@ pub struct Net {
     pub external: Vec<(NodeId, Token)>,
     /// Frames to these nodes are lost, and their disks do not answer.
     pub deaf: Vec<NodeId>,
+    /// Frames to this node are kept for it, until [`Net::release`].
+    pub stopped: Option<NodeId>,
+    kept: Vec<(NodeId, NodeId, Vec<u8>)>,
     pub frames: u64,
     pub bytes: u64,
     queue: VecDeque<(NodeId, NodeId, Vec<u8>)>,
@@ -58,6 +61,8 @@ impl Net {
             disks: BTreeMap::new(),
             external: Vec::new(),
             deaf: Vec::new(),
+            stopped: None,
+            kept: Vec::new(),
             frames: 0,
             bytes: 0,
             queue: VecDeque::new(),
@@ -151,7 +156,9 @@ impl Net {
             let Some((from, to, bytes)) = self.queue.pop_front() else {
                 return;
             };
-            if !self.deaf.contains(&to) {
+            if self.stopped == Some(to) {
+                self.kept.push((from, to, bytes));
+            } else if !self.deaf.contains(&to) {
                 let bytes = &bytes;
                 self.input(to, Input::Frame { from, bytes });
             }
@@ -160,11 +167,26 @@ impl Net {
         panic!("the nodes never stop talking");
     }
 
+    /// Lets the stopped node go on with what came for it.
+    pub fn release(&mut self) {
+        self.stopped = None;
+        self.queue.extend(self.kept.drain(..));
+        self.run();
+    }
+
+    /// Gives a node a new life, as the membership does when others have given it up.
+    pub fn reborn(&mut self, node: NodeId) {
+        self.lives += 1;
+        self.incarnations.insert(node, self.lives * 1_000);
+    }
+
     /// Moves the clock on, and wakes whoever wants to be woken on the way.
     pub fn pass(&mut self, millis: u64) {
         let end = self.now.plus(millis);
         for _ in 0..2_000_000 {
-            let next = self.nodes.values().filter_map(Store::poll_timeout).min();
+            let going = self.nodes.iter();
+            let going = going.filter(|(node, _)| self.stopped != Some(**node));
+            let next = going.filter_map(|(_, store)| store.poll_timeout()).min();
             let Some(next) = next.filter(|next| *next <= end) else {
                 self.now = end;
                 return;
@@ -172,6 +194,9 @@ impl Net {
             self.now = self.now.max(next);
             let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
             for node in nodes {
+                if self.stopped == Some(node) {
+                    continue;
+                }
                 if self.nodes[&node]
                     .poll_timeout()
                     .is_some_and(|time| time <= self.now)

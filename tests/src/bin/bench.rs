@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use balancer_tests::bench::figure::Report;
-use balancer_tests::bench::{chaos, flows, http, idle, scale, tcp, veth, xdp};
+use balancer_tests::bench::{chaos, flows, http, idle, scale, session_faults, tcp, veth, xdp};
 use clap::{Parser, Subcommand};
 
 /// Measures the balancer.
@@ -42,6 +42,13 @@ enum What {
     HttpChaos,
     /// Ten thousand idle connections and a thousand slow clients of the web tier.
     HttpIdle,
+    /// Ten minutes of writes of sessions while agents are killed, stopped and parted at
+    /// random; and what `async` loses. `FAULTS_SEED` repeats the faults of a run.
+    SessionFaults {
+        /// So many seconds instead.
+        #[arg(long)]
+        seconds: Option<u64>,
+    },
     /// A thousand frontends and ten thousand backends: time until a verdict holds.
     Scale,
 }
@@ -66,6 +73,7 @@ fn main() -> Result<()> {
         What::Http => http::run(&mut report, quick)?,
         What::HttpChaos => chaos::run(&mut report, quick)?,
         What::HttpIdle => idle::run(&mut report, quick)?,
+        What::SessionFaults { seconds } => session_faults::run(&mut report, quick, seconds)?,
         What::Flows => flows::run(&mut report)?,
         What::Scale => scale::run(&mut report)?,
     }

@@ -109,6 +109,8 @@ pub(super) struct World {
     /// Faults are this many times rarer: tombstones go only when it is calm for long.
     lull: u64,
     pub(super) incarnations: u64,
+    /// When the second last had word of the first, while that served.
+    met: BTreeMap<(usize, usize), u64>,
     /// Counts the times at which the calm was broken.
     pub storms: u64,
     pub calm: bool,
@@ -209,6 +211,7 @@ impl World {
             stray_delay: if rng.chance(60) { rng.below(12) } else { 0 },
             lull: if rng.chance(25) { 6 } else { 1 },
             incarnations: 0,
+            met: BTreeMap::new(),
             storms: 0,
             calm: false,
             quiet: false,
@@ -289,7 +292,12 @@ impl World {
                         from: node_id(from),
                         bytes: &bytes,
                     };
+                    let taken = |world: &Self| world.nodes[to].store.counters().frames_received;
+                    let before = taken(self);
                     self.handle(to, input)?;
+                    if taken(self) > before && self.nodes[from].ready {
+                        self.met.insert((from, to), self.now);
+                    }
                 }
             }
             Event::Sent { node, run, to } => {
@@ -458,6 +466,7 @@ impl World {
         }
         if counters.wipes > self.nodes[index].wipes {
             self.say(|| format!("node {index} forgets everything"));
+            self.may_forget(index)?;
             self.nodes[index].wipes = counters.wipes;
             self.lost(index)?;
         }
@@ -476,6 +485,25 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A node that was seen by all that are up, within the longest allowed absence, has no
+    /// reason to forget.
+    fn may_forget(&self, index: usize) -> Result<(), Broken> {
+        // Clocks differ by a tenth and jump, and what was sent is not what was heard.
+        let lately = self.config.timing.absence * MILLI / 10 * 4;
+        let others = self.up().into_iter().filter(|&other| other != index);
+        let seen = |other| {
+            let met = self.met.get(&(index, other));
+            met.is_some_and(|&at| self.now - at < lately)
+        };
+        match others.clone().count() > 0 && others.clone().all(seen) {
+            false => Ok(()),
+            true => Err(Broken(format!(
+                "node {index} forgets everything, though {:?} have all seen it lately",
+                others.collect::<Vec<_>>()
+            ))),
+        }
     }
 
     /// Prints a line of the course of events, if that is wanted.

@@ -15,7 +15,7 @@ pub(super) mod raw;
 mod route;
 mod site;
 mod sticky;
-mod value;
+pub(super) mod value;
 
 use std::time::Duration;
 

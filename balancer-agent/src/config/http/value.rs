@@ -279,7 +279,7 @@ pub(super) fn location(text: &str) -> Result<Box<str>, Mistake> {
 }
 
 /// The name of a header that may be changed or set.
-pub(super) fn header_name(text: &str) -> Result<HeaderName, Mistake> {
+pub(in crate::config) fn header_name(text: &str) -> Result<HeaderName, Mistake> {
     let expected = "the name of a header such as \"X-Frontend\"";
     let name = HeaderName::from_bytes(text.as_bytes())
         .map_err(|_| Mistake::value("is no name of a header", expected))?;

@@ -36,6 +36,7 @@ use crate::proxy::upstream::head::{Incoming, Listed, Outgoing};
 use crate::proxy::upstream::pool::Terms;
 use crate::proxy::upstream::{Failure, Inform, ResponseBody, SendError, Sent, Tunnel};
 use crate::proxy::websocket;
+use crate::session::handle::Kept;
 
 /// What clients are told to wait before they come again, when nothing else is known.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -393,7 +394,11 @@ async fn answered(
     let held = sticky::rewrite_response(&view, affinity, lease.index(), secure, &mut parts);
     if let Some(held) = held {
         // Nobody may know of the session before another node has it.
-        held.wait().await;
+        let kept = held.wait().await;
+        let sessions = view.pool.http.sessions.as_ref();
+        if let Some(name) = sessions.and_then(|sessions| sessions.sync_header.as_ref()) {
+            parts.headers.insert(name, said(kept));
+        }
     }
     if !route.rewrite.response_headers.is_empty() {
         rewrite::rewrite_response(&route.rewrite, &mut parts);
@@ -412,6 +417,18 @@ async fn answered(
     };
     dress(&mut response, asked.frontend, asked.connection);
     response
+}
+
+/// For who asks how well a session is kept: a dictionary (RFC 9651, 3.2).
+fn said(kept: Kept) -> HeaderValue {
+    match kept {
+        Kept::Absent => HeaderValue::from_static("absent"),
+        Kept::All(nodes) | Kept::Some(nodes) => {
+            let degraded = matches!(kept, Kept::Some(_));
+            let text = format!("nodes={nodes}{}", if degraded { ", degraded" } else { "" });
+            HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("degraded"))
+        }
+    }
 }
 
 fn via(parts: &mut response::Parts, asked: &Asked<'_>) {

@@ -67,6 +67,14 @@ pub(super) fn read(view: &PoolView, config: &StickyLearn, headers: &HeaderMap) -
     }
 }
 
+/// What a response waits for that waits for both.
+fn both(one: Option<Held>, other: Option<Held>) -> Option<Held> {
+    match one {
+        Some(held) => Some(held.with(other)),
+        None => other,
+    }
+}
+
 pub(super) fn rewrite_response(
     view: &PoolView,
     config: &StickyLearn,
@@ -87,16 +95,17 @@ pub(super) fn rewrite_response(
         };
         set = true;
         if cookie.value.is_empty() || cookie.deletes(headers.get(DATE)) {
-            if !cookie.value.is_empty() {
-                shared::forget(view, digest(view, cookie.value));
-            }
-            if let Some(asked) = asked {
-                shared::forget(view, asked.digest);
+            let named = (!cookie.value.is_empty()).then(|| digest(view, cookie.value));
+            let asked = asked.map(|asked| asked.digest);
+            for gone in named.into_iter().chain(asked.filter(|a| Some(*a) != named)) {
+                held = both(shared::forget(view, gone), held);
             }
             continue;
         }
-        // The last one is what the browser keeps.
-        held = shared::bind(view, digest(view, cookie.value), chosen, bounds).or(held);
+        held = both(
+            shared::bind(view, digest(view, cookie.value), chosen, bounds),
+            held,
+        );
     }
     if let Some(asked) = asked.filter(|a| a.known && !set)
         && !affinity.names(chosen)

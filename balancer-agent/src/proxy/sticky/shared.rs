@@ -56,7 +56,31 @@ pub(super) struct Digest {
     rest: u64,
 }
 
+/// What the store has the value of a pool's cookie under. `key` is the cluster's.
+pub fn id_of_value(key: [u64; 2], pool: &str, value: &[u8]) -> [u8; ID] {
+    let pool = group_key(pool);
+    Digest::of(key, pool, value).id(pool)
+}
+
 impl Digest {
+    fn of([low, high]: [u64; 2], pool: u32, value: &[u8]) -> Self {
+        let mut hasher = SipHasher13::new_with_keys(low, high ^ u64::from(pool));
+        hasher.write(value);
+        let hash = hasher.finish128();
+        Self {
+            print: Fingerprint::of_hash(hash.h1),
+            rest: hash.h2,
+        }
+    }
+
+    fn id(self, pool: u32) -> [u8; ID] {
+        let mut id = [0; ID];
+        id[..4].copy_from_slice(&pool.to_be_bytes());
+        id[4..12].copy_from_slice(&self.print.hash().to_be_bytes());
+        id[12..].copy_from_slice(&self.rest.to_be_bytes());
+        id
+    }
+
     /// Of a pool whose bindings are this node's alone.
     pub fn own(print: Fingerprint) -> Self {
         Self { print, rest: 0 }
@@ -77,22 +101,11 @@ impl Shared {
 
     /// Of a cookie's value, or a client's address.
     pub(super) fn digest(&self, value: &[u8]) -> Digest {
-        let [low, high] = self.sessions.id_key();
-        let mut hasher = SipHasher13::new_with_keys(low, high ^ u64::from(self.pool));
-        hasher.write(value);
-        let hash = hasher.finish128();
-        Digest {
-            print: Fingerprint::of_hash(hash.h1),
-            rest: hash.h2,
-        }
+        Digest::of(self.sessions.id_key(), self.pool, value)
     }
 
     fn id(&self, digest: Digest) -> [u8; ID] {
-        let mut id = [0; ID];
-        id[..4].copy_from_slice(&self.pool.to_be_bytes());
-        id[4..12].copy_from_slice(&digest.print.hash().to_be_bytes());
-        id[12..].copy_from_slice(&digest.rest.to_be_bytes());
-        id
+        digest.id(self.pool)
     }
 
     /// The group, and what the store has a client's cookie value or address under.
@@ -181,11 +194,10 @@ pub(super) fn bind(view: &PoolView, digest: Digest, chosen: usize, bounds: Bound
 }
 
 /// Forgets a binding, everywhere.
-pub(super) fn forget(view: &PoolView, digest: Digest) {
+pub(super) fn forget(view: &PoolView, digest: Digest) -> Option<Held> {
     view.live.sticky.bindings.remove(digest.print);
-    if let Some(shared) = view.shared.as_deref() {
-        shared.sessions.delete(shared.group, &shared.id(digest));
-    }
+    let shared = view.shared.as_deref()?;
+    shared.sessions.delete(shared.group, &shared.id(digest))
 }
 
 impl Affinity {

@@ -82,6 +82,7 @@ impl Parts {
             req,
             group,
             issued: epoch,
+            age: idle,
             id,
             op,
         };
@@ -122,12 +123,14 @@ impl Parts {
                     ready: seq % 3 == 0,
                     clean: seq % 5 == 0,
                 },
+                memory: req,
                 known: vec![(NodeId(req), idle), (NodeId(idle), req)],
             },
             Record::Join,
             Record::JoinReply {
                 ready: seq % 2 == 0,
                 known: seq % 3 == 0,
+                sure: seq % 5 == 0,
                 weight: group,
             },
             Record::Digests {

@@ -10,7 +10,7 @@ use crate::model::http::StickyLearn;
 use crate::model::session::PoolSessions;
 use crate::proxy::testing::local;
 use crate::session::driver::{Alone, GroupSetup, Setup, Watch, start};
-use crate::session::handle::Sessions;
+use crate::session::handle::{Kept, Sessions};
 use crate::session::{Change, GroupId, Limits, Manager, NodeId, Replication};
 
 const SPEC: Spec<'static> = Spec("s1 s2 s3");
@@ -20,6 +20,7 @@ fn http(sticky: Sticky) -> PoolHttp {
         sessions: Some(PoolSessions {
             group: "user".into(),
             ttl: Duration::from_secs(600),
+            sync_header: None,
         }),
         sticky: Some(sticky),
         ..PoolHttp::default()
@@ -198,10 +199,8 @@ fn a_clients_address_is_bound_and_held_with_sync() {
         let lease = lease(view, &affinity).unwrap();
         let mut response = head(&[]);
         let held = rewrite_response(view, &affinity, lease.index(), false, &mut response);
-        assert!(
-            held.expect("a new binding").wait().await,
-            "nobody else is there"
-        );
+        let kept = held.expect("a new binding").wait().await;
+        assert_eq!(kept, Kept::All(1), "nobody else is there");
         let other = &two.views[1];
         let affinity = read_at(other, "/", &cookies(&[]));
         assert_eq!(
@@ -210,5 +209,25 @@ fn a_clients_address_is_bound_and_held_with_sync() {
         );
         let held = rewrite_response(other, &affinity, lease.index(), false, &mut response);
         assert!(held.is_none(), "nothing is new");
+    });
+}
+
+#[test]
+fn with_sync_the_response_that_ends_a_session_is_held() {
+    local(async {
+        let two = two(learn(), Replication::Sync, 2);
+        two.ready().await;
+        let _ = exchange(&two.views[0], "/", &[], &[("set-cookie", "SID=abc")]);
+        two.settled().await;
+        let end = async |view: &Arc<PoolView>| {
+            let affinity = read_at(view, "/", &cookies(&["SID=abc"]));
+            let lease = lease(view, &affinity).unwrap();
+            let mut response = head(&[("set-cookie", "SID=; Max-Age=0")]);
+            let held = rewrite_response(view, &affinity, lease.index(), false, &mut response);
+            held.expect("an end").wait().await
+        };
+        assert_eq!(end(&two.views[1]).await, Kept::All(1));
+        assert_eq!(two.held(), 0);
+        assert_eq!(end(&two.views[0]).await, Kept::Absent, "it has ended");
     });
 }
