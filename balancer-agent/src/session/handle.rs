@@ -11,13 +11,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::store::Store;
 use super::types::{Expect, GroupId, Op, Outcome, Session, Time};
 
 /// Requests that wait for the store's task.
 pub const QUEUE: usize = 32_768;
+
+/// From one look at whether the store serves to the next.
+const SOON: Duration = Duration::from_millis(10);
 
 /// A session's id as the store has it.
 pub type Id = SmallVec<[u8; 24]>;
@@ -209,6 +212,13 @@ impl Sessions {
     /// Whether the store has caught up and serves.
     pub fn ready(&self) -> bool {
         self.0.ready.load(Relaxed)
+    }
+
+    /// Waits until the store serves; for the start of those who use it.
+    pub async fn caught_up(&self) {
+        while !self.ready() {
+            sleep(SOON).await;
+        }
     }
 
     /// The key for hashes of ids: the same on every node of the cluster, known to no other.

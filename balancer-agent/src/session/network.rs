@@ -1,9 +1,11 @@
 //! The way from a store's driver to other nodes: none, or the links of the cluster.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use super::config::group_key;
 use super::types::{Member, NodeId};
@@ -11,6 +13,10 @@ use crate::cluster::{self, Cluster, Events, SendError, State};
 
 /// Version of what a node tells of its groups.
 const ABOUT: u8 = 1;
+/// For so long after its start a node does not believe that it is alone. Seeds, and nodes
+/// that are missed, are called about once a second: that is two calls of which one may get
+/// lost.
+const COMPANY: Duration = Duration::from_secs(2);
 
 /// What comes from other nodes.
 #[derive(Debug)]
@@ -133,6 +139,8 @@ pub struct Peers {
     events: Events,
     nodes: watch::Receiver<Arc<Vec<cluster::Node>>>,
     told: bool,
+    /// When it may be told that it is alone.
+    alone_from: Instant,
 }
 
 impl Peers {
@@ -143,15 +151,14 @@ impl Peers {
             cluster,
             events,
             told: false,
+            alone_from: Instant::now() + COMPANY,
         }
     }
 
     fn members(&mut self) -> Event {
         self.told = true;
         let nodes = self.nodes.borrow_and_update();
-        let live = nodes
-            .iter()
-            .filter(|node| node.own || !matches!(node.state, State::Down | State::Left));
+        let live = nodes.iter().filter(|node| node.own || is_there(node));
         Event::Members {
             incarnation: nodes
                 .iter()
@@ -189,6 +196,15 @@ impl Peers {
     }
 }
 
+/// Whether the membership counts a node in.
+fn is_there(node: &cluster::Node) -> bool {
+    !matches!(node.state, State::Down | State::Left)
+}
+
+fn has_company(nodes: &[cluster::Node]) -> bool {
+    nodes.iter().any(|node| !node.own && is_there(node))
+}
+
 impl Network for Peers {
     fn send(&self, to: NodeId, frame: &[u8]) -> Result<(), Refused> {
         let sent = self.cluster.send(cluster::NodeId(to.0), frame);
@@ -201,6 +217,10 @@ impl Network for Peers {
 
     async fn event(&mut self) -> Event {
         if !self.told {
+            // A node that takes itself to be alone has caught up with everybody: one that
+            // comes back would serve, for a moment, without the sessions it is about to get.
+            let company = self.nodes.wait_for(|nodes| has_company(nodes));
+            let _ = timeout_at(self.alone_from, company).await;
             return self.members();
         }
         tokio::select! {
@@ -212,7 +232,11 @@ impl Network for Peers {
     }
 
     fn try_event(&mut self) -> Option<Event> {
-        if !self.told || self.nodes.has_changed().unwrap_or(false) {
+        if !self.told {
+            let told = has_company(&self.nodes.borrow()) || Instant::now() >= self.alone_from;
+            return told.then(|| self.members());
+        }
+        if self.nodes.has_changed().unwrap_or(false) {
             return Some(self.members());
         }
         let event = self.events.try_recv()?;
