@@ -26,7 +26,7 @@ struct Site {
     agents: Vec<Agent>,
     apps: Vec<App>,
     clients: Netns,
-    _hosts: Vec<Netns>,
+    hosts: Vec<Netns>,
     _segment: Netns,
     _dir: TempDir,
 }
@@ -92,7 +92,7 @@ impl Site {
             agents: running,
             apps,
             clients,
-            _hosts: hosts,
+            hosts,
             _segment: segment,
             _dir: dir,
         };
@@ -164,6 +164,13 @@ impl Site {
         }
     }
 
+    /// What a `sessions` command of an agent says as JSON.
+    #[track_caller]
+    fn sessions(&self, agent: usize, words: &[&str]) -> Value {
+        let words = [&["sessions"], words, &["--json"]].concat();
+        serde_json::from_str(&self.agents[agent].order(&words)).expect("JSON")
+    }
+
     fn group(&self, agent: usize) -> Value {
         self.agents[agent].status()["sessions"]["groups"][0].clone()
     }
@@ -200,6 +207,12 @@ impl Site {
             }
         }
     }
+}
+
+/// Sum over all groups and routes of what `sessions count --json` says.
+fn sum(counts: &Value, what: &str) -> u64 {
+    let counts = counts["counts"].as_array().expect("counts").iter();
+    counts.map(|count| count[what].as_u64().unwrap()).sum()
 }
 
 fn config(agent: usize, group: &str, sticky: &str) -> String {
@@ -371,9 +384,9 @@ fn what_has_ended_does_not_return() {
         assert_eq!(list["sessions"].as_array().unwrap().len(), 3);
         let counts: Value =
             serde_json::from_str(&agent.order(&["sessions", "count", "--json"])).expect("JSON");
-        let copies = counts.as_array().unwrap().iter();
-        let copies: u64 = copies.map(|count| count["copies"].as_u64().unwrap()).sum();
-        assert_eq!(copies, 3);
+        for what in ["copies", "sessions"] {
+            assert_eq!(sum(&counts, what), 3, "{counts:#}");
+        }
     }
 }
 
@@ -463,4 +476,136 @@ fn a_drained_server_shows_its_sessions_and_gives_them_up_at_the_deadline() {
     wait_until("the other agent to know", BOUND, || {
         site.ask(0, session) == moved
     });
+}
+
+const SHARED_OUT: &str = "manager = \"backup\"\nreplication = \"sync\"\n";
+
+#[test]
+fn every_agent_counts_and_lists_the_whole_cluster() {
+    let site = Site::new(3, SHARED_OUT, LEARN);
+    let bound = site.bind_many(24);
+    let mut by_server: BTreeMap<&str, u64> = BTreeMap::new();
+    for server in bound.values() {
+        *by_server.entry(server).or_default() += 1;
+    }
+    let (one, server) = bound.iter().next().unwrap();
+    let mut copies = 0;
+    for agent in 0..3 {
+        assert!(site.held(agent) < 24, "nobody holds all");
+        let counts = site.sessions(agent, &["count"]);
+        assert_eq!(counts["unheard"], Value::Array(vec![]));
+        for count in counts["counts"].as_array().unwrap() {
+            let route = count["route"].as_str().unwrap();
+            assert_eq!(count["sessions"], by_server[route], "{counts:#}");
+            let ends = count["last_ends_ms"].as_u64().unwrap();
+            assert!((1_600_000..=1_800_000).contains(&ends), "{ends}");
+        }
+        assert_eq!(sum(&counts, "sessions"), 24);
+        copies += sum(&counts, "copies");
+
+        let list = site.sessions(agent, &[]);
+        let ids = list["sessions"].as_array().unwrap().iter();
+        let mut ids: Vec<&str> = ids.map(|s| s["id"].as_str().unwrap()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!((ids.len(), &list["more"]), (24, &Value::Bool(false)));
+        let some = site.sessions(agent, &["list", "--limit", "10"]);
+        assert_eq!(some["sessions"].as_array().unwrap().len(), 10);
+        assert_eq!(some["more"], true);
+        let of_one = site.sessions(agent, &["list", "--route", server]);
+        let of_one = of_one["sessions"].as_array().unwrap();
+        assert_eq!(of_one.len() as u64, by_server[&**server]);
+        assert!(
+            of_one
+                .iter()
+                .all(|s| s["route"] == **server && s["pool"] == "app")
+        );
+
+        // By what the client has, and by the beginning of its id, wherever it is held.
+        let shown = site.sessions(agent, &["show", one]);
+        let id = shown["id"].as_str().unwrap();
+        assert!(ids.contains(&id), "{id}");
+        assert_eq!(site.sessions(agent, &["show", &id[..20]])["id"], id);
+        let replicas = shown["replicas"].as_array().unwrap();
+        let roles: Vec<&str> = replicas
+            .iter()
+            .map(|r| r["role"].as_str().unwrap())
+            .collect();
+        assert_eq!(roles, ["primary", "copy"], "{shown:#}");
+        for (replica, holder) in replicas.iter().zip(shown["holders"].as_array().unwrap()) {
+            assert_eq!(replica["node"], *holder);
+            assert_eq!(replica["state"], "held");
+            assert_eq!(replica["newest"], true);
+            assert_eq!(replica["version"], replicas[0]["version"]);
+            assert_eq!(replica["route"], **server);
+        }
+    }
+    assert_eq!(copies, 48);
+    let table = site.agents[0].order(&["sessions", "show", one]);
+    assert!(
+        table.contains("primary") && table.contains("held"),
+        "{table}"
+    );
+    // A drain counts those that only others hold, and so does every other agent's.
+    for agent in [1, 0] {
+        let said = site.agents[agent].order(&["drain", server]);
+        let n = by_server[&**server];
+        let wanted = format!("and {n} sessions, the last of which ends in");
+        assert!(said.contains(&wanted), "{said}");
+        assert!(!said.contains("not complete"), "{said}");
+    }
+}
+
+#[test]
+fn a_count_without_a_node_says_so_and_is_whole_once_it_is_down() {
+    let mut site = Site::new(3, SHARED_OUT, LEARN);
+    let bound = site.bind_many(24);
+    let (_, server) = bound.iter().next().unwrap();
+    let theirs = bound.values().filter(|name| *name == server).count();
+    // It is alive for all that datagrams tell, and its link is silent.
+    site.hosts[2].nft(
+        "table inet part {
+           chain in { type filter hook input priority 0; tcp dport 7946 drop; tcp sport 7946 drop
+           }
+         }",
+    );
+    for agent in 0..2 {
+        let began = Instant::now();
+        let counts = site.sessions(agent, &["count"]);
+        // It is waited for once, not for each part of the count.
+        assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+        assert_eq!(counts["unheard"][0]["node"], "n2", "{counts:#}");
+        assert_eq!(counts["unheard"][0]["why"], "no answer");
+        let sessions = sum(&counts, "sessions");
+        assert!((1..24).contains(&sessions), "{sessions}");
+    }
+    let table = site.agents[0].order(&["sessions", "count"]);
+    assert!(table.contains("not complete: n2: no answer"), "{table}");
+    let table = site.agents[0].order(&["sessions"]);
+    assert!(table.contains("not complete: n2: no answer"), "{table}");
+    let said = site.agents[0].order(&["drain", server]);
+    assert!(said.contains("(not complete: n2: no answer)"), "{said}");
+    site.agents[0].order(&["activate", server]);
+
+    // When it is gone for good, others are primaries for what it was.
+    site.agents[2].kill9();
+    wait_until("the survivors to have all sessions", BOUND, || {
+        let counts = site.sessions(0, &["count"]);
+        sum(&counts, "sessions") == 24 && counts["unheard"] == Value::Array(vec![])
+    });
+    let said = site.agents[1].order(&["drain", server]);
+    assert!(
+        said.contains(&format!("and {theirs} sessions, the last")),
+        "{said}"
+    );
+    // And it is counted again when it is back.
+    site.hosts[2].run("nft delete table inet part");
+    site.agents[2].run();
+    site.agents[2].wait_all_up();
+    site.wait_ready(&[0, 1, 2]);
+    for agent in 0..3 {
+        let counts = site.sessions(agent, &["count"]);
+        assert_eq!(sum(&counts, "sessions"), 24, "{counts:#}");
+        assert_eq!(counts["unheard"], Value::Array(vec![]));
+    }
 }

@@ -11,10 +11,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::store::Store;
-use super::types::{Expect, GroupId, Op, Outcome, Session, Time};
+use super::survey::{Answer, Asked, Question};
+use super::types::{Expect, GroupId, NodeId, Op, Outcome, Session, Time};
 
 /// Requests that wait for the store's task.
 pub const QUEUE: usize = 32_768;
@@ -39,6 +40,17 @@ pub(super) enum Command {
     },
     /// A look at the store, for operators.
     Look(Look),
+    /// A question to all nodes but these, for operators.
+    Survey(Question, Vec<NodeId>, oneshot::Sender<Asked>),
+}
+
+/// What nodes answered to a question.
+#[derive(Debug)]
+pub struct Heard {
+    /// This node first, the others in any order.
+    pub answers: Vec<(NodeId, Answer)>,
+    /// Nodes that should have answered and did not.
+    pub silent: Vec<NodeId>,
 }
 
 /// One group, for those who use it.
@@ -320,6 +332,39 @@ impl Sessions {
         });
         self.0.commands.try_send(Command::Look(look)).ok()?;
         answer.await.ok()
+    }
+
+    /// Asks this node, and those others that have to be asked except `skip`, and waits for
+    /// them at most `bound`; for operators. Nothing when too much waits, or the store's task
+    /// has ended.
+    pub async fn survey(
+        &self,
+        question: Question,
+        skip: &[NodeId],
+        bound: Duration,
+    ) -> Option<Heard> {
+        let (reply, asked) = oneshot::channel();
+        let command = Command::Survey(question, skip.to_vec(), reply);
+        self.0.commands.try_send(command).ok()?;
+        let mut asked = asked.await.ok()?;
+        let mut heard = Heard {
+            answers: vec![asked.own],
+            silent: asked.unreached,
+        };
+        let until = Instant::now() + bound;
+        let mut missing = asked.nodes;
+        while !missing.is_empty() {
+            let Ok(Some((node, answer))) = timeout_at(until, asked.answers.recv()).await else {
+                break;
+            };
+            if let Some(at) = missing.iter().position(|waited| *waited == node) {
+                missing.swap_remove(at);
+                heard.answers.push((node, answer));
+            }
+        }
+        heard.silent.extend(missing);
+        heard.silent.sort_unstable();
+        Some(heard)
     }
 
     fn write(&self, group: GroupId, id: &[u8], op: Op) -> Option<Held> {

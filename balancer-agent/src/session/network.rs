@@ -1,5 +1,6 @@
 //! The way from a store's driver to other nodes: none, or the links of the cluster.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ const ABOUT: u8 = 1;
 /// that are missed, are called about once a second: that is two calls of which one may get
 /// lost.
 const COMPANY: Duration = Duration::from_secs(2);
+/// That a node sends what can't be read is said once in so much time.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// What comes from other nodes.
 #[derive(Debug)]
@@ -58,6 +61,9 @@ pub trait Network: Send + 'static {
     /// # Errors
     /// [`Refused`].
     fn send(&self, to: NodeId, frame: &[u8]) -> Result<(), Refused>;
+    /// Closes the link to a node that sent what can't be read; one is made anew, later and
+    /// later. An [`Event::Link`] will come.
+    fn refuse(&mut self, node: NodeId, error: &str);
     /// The next event; never ends. The first one is [`Event::Members`]. Loses nothing when
     /// it is dropped half way.
     fn event(&mut self) -> impl Future<Output = Event> + Send;
@@ -111,6 +117,8 @@ impl Network for Alone {
         Err(Refused::NoLink)
     }
 
+    fn refuse(&mut self, _: NodeId, _: &str) {}
+
     async fn event(&mut self) -> Event {
         if let Some(event) = self.try_event() {
             return event;
@@ -141,6 +149,8 @@ pub struct Peers {
     told: bool,
     /// When it may be told that it is alone.
     alone_from: Instant,
+    /// Nodes that sent what can't be read, and when that was said; for the last minute.
+    warned: BTreeMap<NodeId, Instant>,
 }
 
 impl Peers {
@@ -152,6 +162,7 @@ impl Peers {
             events,
             told: false,
             alone_from: Instant::now() + COMPANY,
+            warned: BTreeMap::new(),
         }
     }
 
@@ -213,6 +224,21 @@ impl Network for Peers {
             // A frame is far shorter than a message may be.
             SendError::Unknown | SendError::TooLong => Refused::NoLink,
         })
+    }
+
+    fn refuse(&mut self, node: NodeId, error: &str) {
+        let (now, id) = (Instant::now(), cluster::NodeId(node.0));
+        self.warned.retain(|_, last| now - *last < QUIET);
+        self.warned.entry(node).or_insert_with(|| {
+            tracing::warn!(
+                node = %self.cluster.name_of(id),
+                error,
+                "the node sent a message about sessions that can't be read: its link is closed, \
+                 and will be tried again"
+            );
+            now
+        });
+        self.cluster.refuse(id, error);
     }
 
     async fn event(&mut self) -> Event {
