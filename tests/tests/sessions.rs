@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+const ROUTE: &str = "type = \"route\"\ngroup = \"user\"\n";
 const LEARN: &str = "type = \"learn\"\ncookie = \"SID\"\ngroup = \"user\"\n";
 const SERVERS: usize = 3;
 
@@ -608,4 +609,114 @@ fn a_count_without_a_node_says_so_and_is_whole_once_it_is_down() {
         assert_eq!(sum(&counts, "sessions"), 24, "{counts:#}");
         assert_eq!(counts["unheard"], Value::Array(vec![]));
     }
+}
+
+/// A browser with a Tomcat session, and what the server that answered last saw of it.
+struct Browser<'a> {
+    site: &'a Site,
+    id: String,
+}
+
+impl<'a> Browser<'a> {
+    #[track_caller]
+    fn log_in(site: &'a Site, agent: usize) -> Self {
+        let answer = site.client(agent).get("/session");
+        let id = answer.cookie("JSESSIONID").expect("a session").to_owned();
+        assert_eq!(id.split_once('.').unwrap().1, answer.server());
+        Self { site, id }
+    }
+
+    /// A visit: who answered, and the id that it saw. The browser takes a new cookie.
+    #[track_caller]
+    fn visit(&mut self, agent: usize) -> (String, String) {
+        let cookie = format!("JSESSIONID={}", self.id);
+        let answer = self
+            .site
+            .client(agent)
+            .get_with("/session", &[("Cookie", &cookie)]);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        if let Some(id) = answer.cookie("JSESSIONID") {
+            self.id = id.to_owned();
+        }
+        let server = answer.server().to_owned();
+        let app = self.site.apps.iter().find(|app| app.name() == server);
+        let log = app.expect("a server").log();
+        let cookie = log.last().and_then(|seen| seen.one("cookie"));
+        let cookie = cookie.expect("a cookie");
+        (server, cookie.trim_start_matches("JSESSIONID=").to_owned())
+    }
+}
+
+/// A session by `route` fails over at one agent; `keys` are the group's.
+fn routes_are_kept_by(agents: usize, keys: &str) {
+    let mut site = Site::new(agents, keys, ROUTE);
+    let issued = Browser::log_in(&site, 0).id;
+    let (base, old) = issued.split_once('.').unwrap();
+    let (base, old) = (base.to_owned(), old.to_owned());
+    site.kill_server(&old);
+    let (new, renamed) = {
+        let mut browser = Browser {
+            site: &site,
+            id: issued.clone(),
+        };
+        let (new, seen) = browser.visit(0);
+        assert_eq!(seen, issued);
+        (new, browser.id)
+    };
+    assert_ne!(new, old);
+    assert_eq!(renamed, format!("{base}.{new}"));
+    site.restart_server(&old);
+    // The others saw none of it. By either id they find the server, which sees the id that
+    // was issued first; a browser that still has that one hears of the other.
+    for agent in (0..agents).rev() {
+        for id in [&renamed, &issued] {
+            let mut browser = Browser {
+                site: &site,
+                id: id.clone(),
+            };
+            let (server, seen) = browser.visit(agent);
+            assert_eq!((&server, &seen), (&new, &issued), "{id} at agent {agent}");
+            assert_eq!(browser.id, renamed, "at agent {agent}");
+        }
+    }
+    // An agent that comes back knows it, too.
+    site.agents[agents - 1].kill9();
+    site.agents[agents - 1].run();
+    site.agents[agents - 1].wait_all_up();
+    site.wait_ready(&(0..agents).collect::<Vec<_>>());
+    let mut browser = Browser {
+        site: &site,
+        id: issued.clone(),
+    };
+    assert_eq!(browser.visit(agents - 1), (new.clone(), issued.clone()));
+    // It is a session like others: shown by what the browser has, and counted in a drain.
+    let shown = site.sessions(0, &["show", &renamed]);
+    assert_eq!(
+        (&shown["route"], &shown["pool"]),
+        (&Value::from(&*new), &Value::from("app"))
+    );
+    let said = site.agents[agents - 1].order(&["drain", &new]);
+    assert!(said.contains("and 1 session, which ends in"), "{said}");
+    assert_eq!(browser.visit(0), (new.clone(), issued.clone()));
+    // Its end is told to all.
+    let cookie = format!("JSESSIONID={renamed}");
+    let gone = "/cookie?JSESSIONID=gone;Max-Age=0";
+    let answer = site.client(0).get_with(gone, &[("Cookie", &cookie)]);
+    assert_eq!(answer.server(), new);
+    wait_until("the end to be known", BOUND, || {
+        (0..agents).all(|agent| {
+            let counts = site.sessions(agent, &["count"]);
+            sum(&counts, "sessions") == 0
+        })
+    });
+}
+
+#[test]
+fn a_route_that_failed_over_is_known_to_both_agents() {
+    routes_are_kept_by(2, "replication = \"sync\"\n");
+}
+
+#[test]
+fn a_route_that_failed_over_is_found_by_those_who_do_not_hold_it() {
+    routes_are_kept_by(3, SHARED_OUT);
 }

@@ -241,12 +241,24 @@ impl Sessions {
     /// Binds a new session to a backend, by the backend's route. With `sync` the response
     /// that creates the session has to be [`Held`].
     pub fn bind(&self, group: GroupId, id: &[u8], route: &str, ttl: Duration) -> Option<Held> {
+        self.put(group, id, route, ttl, None)
+    }
+
+    /// [`Self::bind`], with data.
+    pub fn put(
+        &self,
+        group: GroupId,
+        id: &[u8],
+        route: &str,
+        ttl: Duration,
+        data: Option<Box<[u8]>>,
+    ) -> Option<Held> {
         let counts = &self.group(group)?.counts;
         Counts::add(&counts.bound);
         let op = Op::Put {
             route: route.into(),
             ttl: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
-            data: None,
+            data,
             expect: Expect::Any,
         };
         self.write(group, id, op)

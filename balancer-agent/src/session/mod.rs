@@ -81,5 +81,5 @@ pub use types::{
     Expect, GroupId, MAX_DATA, MAX_ID, MAX_NODES, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, Member,
     NodeId, Op, Outcome, Replication, Session, Time, Token, Version,
 };
-pub use watch::Change;
+pub use watch::{Change, WATCHED_DATA};
 pub use wire::DecodeError;
