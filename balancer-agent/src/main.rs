@@ -123,7 +123,7 @@ enum Command {
         #[command(flatten)]
         agent: Agent,
     },
-    /// List sessions that this node keeps together with others; count, show or expire them
+    /// List sessions that the nodes of the cluster keep together; count, show or expire them
     #[command(after_help = EXIT_CODES)]
     Sessions {
         #[command(subcommand)]
@@ -157,9 +157,9 @@ enum Command {
 
 #[derive(Subcommand)]
 enum SessionsCommand {
-    /// List sessions that this node holds
+    /// List sessions of the whole cluster
     List(ListSessions),
-    /// Count them, by group and route
+    /// Count them over the whole cluster, by group and route
     Count {
         /// As JSON
         #[arg(long)]
@@ -513,15 +513,18 @@ fn end_sessions(socket: &Path, name: &str, deadline: Duration) -> anyhow::Result
                  the session store has too much to do; it stays drained"
             );
         };
-        if shown != Some(left) {
+        let now = (left, backend.sessions_unheard.clone());
+        if shown.as_ref() != Some(&now) {
             say(&format!(
                 "{name}: {} left{}\n",
                 flows(&backend),
                 sessions_left(&backend)
             ))?;
-            shown = Some(left);
+            shown = Some(now);
         }
-        if left == 0 && in_use(&backend) == 0 {
+        // Those of a node that did not answer are not in the number.
+        let all = backend.sessions_unheard.is_empty();
+        if all && left == 0 && in_use(&backend) == 0 {
             return Ok(());
         }
         if began.elapsed() >= deadline {
@@ -533,7 +536,7 @@ fn end_sessions(socket: &Path, name: &str, deadline: Duration) -> anyhow::Result
 
 /// Sessions, in words, where they are known.
 fn sessions_left(backend: &BackendStatus) -> String {
-    match (backend.sessions, backend.last_session_ends_ms) {
+    let known = match (backend.sessions, backend.last_session_ends_ms) {
         (Some(1), Some(last)) => format!(", and 1 session, which ends in {}", span(last)),
         (Some(n), Some(last)) if n > 1 => {
             format!(
@@ -543,6 +546,10 @@ fn sessions_left(backend: &BackendStatus) -> String {
         }
         (Some(_), _) => ", and no session".into(),
         (None, _) => String::new(),
+    };
+    match render::unheard(&backend.sessions_unheard) {
+        unheard if unheard.is_empty() => known,
+        unheard => format!("{known} ({unheard})"),
     }
 }
 

@@ -8,9 +8,10 @@ mod measure;
 #[path = "session/net.rs"]
 mod net;
 
+use balancer_agent::session::survey::{Question, What};
 use balancer_agent::session::{
     Config, ConfigError, Expect, GroupConfig, Input, Manager, NodeId, Op, Outcome, Replication,
-    Store, Time, Token,
+    Store, Time, Token, group_key,
 };
 use net::{GROUP, HOUR, Net, config, put};
 
@@ -454,8 +455,21 @@ fn draining_counts_by_route() {
     }
     let mut old = (0, 0);
     for store in net.nodes.values() {
-        if let Some(&(count, longest)) = store.count_by_route(GROUP, net.now).get("old") {
-            old = (old.0 + count, longest.max(old.1));
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let answer = store.survey(
+                &Question {
+                    group: group_key("users"),
+                    route: Some("old".into()),
+                    prefix: None,
+                    what: What::Count { from },
+                },
+                net.now,
+            );
+            assert!(answer.known && answer.ready);
+            let counted = answer.counts.get("old").copied().unwrap_or_default();
+            old = (old.0 + counted.sessions, counted.last_ends.max(old.1));
+            next = answer.next.map(|next| next as u16);
         }
     }
     assert_eq!(old.0, 20);

@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+const ROUTE: &str = "type = \"route\"\ngroup = \"user\"\n";
 const LEARN: &str = "type = \"learn\"\ncookie = \"SID\"\ngroup = \"user\"\n";
 const SERVERS: usize = 3;
 
@@ -26,7 +27,7 @@ struct Site {
     agents: Vec<Agent>,
     apps: Vec<App>,
     clients: Netns,
-    _hosts: Vec<Netns>,
+    hosts: Vec<Netns>,
     _segment: Netns,
     _dir: TempDir,
 }
@@ -92,7 +93,7 @@ impl Site {
             agents: running,
             apps,
             clients,
-            _hosts: hosts,
+            hosts,
             _segment: segment,
             _dir: dir,
         };
@@ -164,6 +165,36 @@ impl Site {
         }
     }
 
+    /// What a `sessions` command of an agent says as JSON.
+    #[track_caller]
+    fn sessions(&self, agent: usize, words: &[&str]) -> Value {
+        let words = [&["sessions"], words, &["--json"]].concat();
+        serde_json::from_str(&self.agents[agent].order(&words)).expect("JSON")
+    }
+
+    /// The same, once nobody's sessions are missing in it: on a machine that stalls, nodes
+    /// are suspected now and then.
+    #[track_caller]
+    fn whole(&self, agent: usize, words: &[&str]) -> Value {
+        let mut said = Value::Null;
+        wait_until("an answer of all nodes", BOUND, || {
+            said = self.sessions(agent, words);
+            said["unheard"] == Value::Array(vec![])
+        });
+        said
+    }
+
+    /// What a drain says, once nobody's sessions are missing in it.
+    #[track_caller]
+    fn drain(&self, agent: usize, server: &str) -> String {
+        let mut said = String::new();
+        wait_until("a drain that knows all sessions", BOUND, || {
+            said = self.agents[agent].order(&["drain", server]);
+            !said.contains("not complete")
+        });
+        said
+    }
+
     fn group(&self, agent: usize) -> Value {
         self.agents[agent].status()["sessions"]["groups"][0].clone()
     }
@@ -202,6 +233,12 @@ impl Site {
     }
 }
 
+/// Sum over all groups and routes of what `sessions count --json` says.
+fn sum(counts: &Value, what: &str) -> u64 {
+    let counts = counts["counts"].as_array().expect("counts").iter();
+    counts.map(|count| count[what].as_u64().unwrap()).sum()
+}
+
 fn config(agent: usize, group: &str, sticky: &str) -> String {
     let mut text = format!(
         "[[session.group]]\nname = \"user\"\n{group}\n\
@@ -231,11 +268,26 @@ fn every_agent_knows_what_one_has_learned_and_that_one_may_die() {
     site.agents[0].kill9();
     site.all_at(2, &bound);
 
-    // It comes back empty, and knows them again before it says so.
-    site.agents[0].run();
+    // It comes back empty, and knows them again before it says so. Its only seed is itself:
+    // it has to wait for the others' word.
+    site.agents[0].launch();
+    let mut phases = Vec::new();
+    wait_until("the store to be ready", BOUND, || {
+        let said = site.agents[0].command(&["status", "--json"]);
+        let status: Value = serde_json::from_str(&said.out).unwrap_or_default();
+        let store = &status["sessions"];
+        phases.extend(store["phase"].as_str().map(str::to_owned));
+        let ready = store["ready"] == true;
+        assert!(
+            !ready || store["groups"][0]["sessions"] == 12,
+            "ready without the sessions: {store:#}"
+        );
+        ready
+    });
+    phases.dedup();
+    println!("phases of its store: {phases:?}");
     site.agents[0].wait_all_up();
     site.wait_ready(&[0, 1, 2]);
-    assert_eq!(site.held(0), 12);
     site.all_at(0, &bound);
     for agent in 0..3 {
         let log = site.agents[agent].log();
@@ -356,9 +408,9 @@ fn what_has_ended_does_not_return() {
         assert_eq!(list["sessions"].as_array().unwrap().len(), 3);
         let counts: Value =
             serde_json::from_str(&agent.order(&["sessions", "count", "--json"])).expect("JSON");
-        let copies = counts.as_array().unwrap().iter();
-        let copies: u64 = copies.map(|count| count["copies"].as_u64().unwrap()).sum();
-        assert_eq!(copies, 3);
+        for what in ["copies", "sessions"] {
+            assert_eq!(sum(&counts, what), 3, "{counts:#}");
+        }
     }
 }
 
@@ -448,4 +500,243 @@ fn a_drained_server_shows_its_sessions_and_gives_them_up_at_the_deadline() {
     wait_until("the other agent to know", BOUND, || {
         site.ask(0, session) == moved
     });
+}
+
+const SHARED_OUT: &str = "manager = \"backup\"\nreplication = \"sync\"\n";
+
+#[test]
+fn every_agent_counts_and_lists_the_whole_cluster() {
+    let site = Site::new(3, SHARED_OUT, LEARN);
+    let bound = site.bind_many(24);
+    let mut by_server: BTreeMap<&str, u64> = BTreeMap::new();
+    for server in bound.values() {
+        *by_server.entry(server).or_default() += 1;
+    }
+    let (one, server) = bound.iter().next().unwrap();
+    let mut copies = 0;
+    for agent in 0..3 {
+        assert!(site.held(agent) < 24, "nobody holds all");
+        let counts = site.whole(agent, &["count"]);
+        for count in counts["counts"].as_array().unwrap() {
+            let route = count["route"].as_str().unwrap();
+            assert_eq!(count["sessions"], by_server[route], "{counts:#}");
+            let ends = count["last_ends_ms"].as_u64().unwrap();
+            assert!((1_600_000..=1_800_000).contains(&ends), "{ends}");
+        }
+        assert_eq!(sum(&counts, "sessions"), 24);
+        copies += sum(&counts, "copies");
+
+        let list = site.whole(agent, &[]);
+        let ids = list["sessions"].as_array().unwrap().iter();
+        let mut ids: Vec<&str> = ids.map(|s| s["id"].as_str().unwrap()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!((ids.len(), &list["more"]), (24, &Value::Bool(false)));
+        let some = site.whole(agent, &["list", "--limit", "10"]);
+        assert_eq!(some["sessions"].as_array().unwrap().len(), 10);
+        assert_eq!(some["more"], true);
+        let of_one = site.whole(agent, &["list", "--route", server]);
+        let of_one = of_one["sessions"].as_array().unwrap();
+        assert_eq!(of_one.len() as u64, by_server[&**server]);
+        assert!(
+            of_one
+                .iter()
+                .all(|s| s["route"] == **server && s["pool"] == "app")
+        );
+
+        // By what the client has, and by the beginning of its id, wherever it is held.
+        let shown = site.sessions(agent, &["show", one]);
+        let id = shown["id"].as_str().unwrap();
+        assert!(ids.contains(&id), "{id}");
+        assert_eq!(site.sessions(agent, &["show", &id[..20]])["id"], id);
+        let replicas = shown["replicas"].as_array().unwrap();
+        let roles: Vec<&str> = replicas
+            .iter()
+            .map(|r| r["role"].as_str().unwrap())
+            .collect();
+        assert_eq!(roles, ["primary", "copy"], "{shown:#}");
+        for (replica, holder) in replicas.iter().zip(shown["holders"].as_array().unwrap()) {
+            assert_eq!(replica["node"], *holder);
+            assert_eq!(replica["state"], "held");
+            assert_eq!(replica["newest"], true);
+            assert_eq!(replica["version"], replicas[0]["version"]);
+            assert_eq!(replica["route"], **server);
+        }
+    }
+    assert_eq!(copies, 48);
+    let table = site.agents[0].order(&["sessions", "show", one]);
+    assert!(
+        table.contains("primary") && table.contains("held"),
+        "{table}"
+    );
+    // A drain counts those that only others hold, and so does every other agent's.
+    for agent in [1, 0] {
+        let said = site.drain(agent, server);
+        let n = by_server[&**server];
+        let wanted = format!("and {n} sessions, the last of which ends in");
+        assert!(said.contains(&wanted), "{said}");
+    }
+}
+
+#[test]
+fn a_count_without_a_node_says_so_and_is_whole_once_it_is_down() {
+    let mut site = Site::new(3, SHARED_OUT, LEARN);
+    let bound = site.bind_many(24);
+    let (_, server) = bound.iter().next().unwrap();
+    let theirs = bound.values().filter(|name| *name == server).count();
+    // It is alive for all that datagrams tell, and its link is silent.
+    site.hosts[2].nft(
+        "table inet part {
+           chain in { type filter hook input priority 0; tcp dport 7946 drop; tcp sport 7946 drop
+           }
+         }",
+    );
+    for agent in 0..2 {
+        let began = Instant::now();
+        let counts = site.sessions(agent, &["count"]);
+        // It is waited for once, not for each part of the count.
+        assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+        assert_eq!(counts["unheard"][0]["node"], "n2", "{counts:#}");
+        assert_eq!(counts["unheard"][0]["why"], "no answer");
+        let sessions = sum(&counts, "sessions");
+        assert!((1..24).contains(&sessions), "{sessions}");
+    }
+    let table = site.agents[0].order(&["sessions", "count"]);
+    assert!(table.contains("not complete: n2: no answer"), "{table}");
+    let table = site.agents[0].order(&["sessions"]);
+    assert!(table.contains("not complete: n2: no answer"), "{table}");
+    let said = site.agents[0].order(&["drain", server]);
+    assert!(said.contains("(not complete: n2: no answer)"), "{said}");
+    site.agents[0].order(&["activate", server]);
+
+    // When it is gone for good, others are primaries for what it was.
+    site.agents[2].kill9();
+    wait_until("the survivors to have all sessions", BOUND, || {
+        let counts = site.sessions(0, &["count"]);
+        sum(&counts, "sessions") == 24 && counts["unheard"] == Value::Array(vec![])
+    });
+    let said = site.drain(1, server);
+    assert!(
+        said.contains(&format!("and {theirs} sessions, the last")),
+        "{said}"
+    );
+    // And it is counted again when it is back.
+    site.hosts[2].run("nft delete table inet part");
+    site.agents[2].run();
+    site.agents[2].wait_all_up();
+    site.wait_ready(&[0, 1, 2]);
+    for agent in 0..3 {
+        let counts = site.whole(agent, &["count"]);
+        assert_eq!(sum(&counts, "sessions"), 24, "{counts:#}");
+    }
+}
+
+/// A browser with a Tomcat session, and what the server that answered last saw of it.
+struct Browser<'a> {
+    site: &'a Site,
+    id: String,
+}
+
+impl<'a> Browser<'a> {
+    #[track_caller]
+    fn log_in(site: &'a Site, agent: usize) -> Self {
+        let answer = site.client(agent).get("/session");
+        let id = answer.cookie("JSESSIONID").expect("a session").to_owned();
+        assert_eq!(id.split_once('.').unwrap().1, answer.server());
+        Self { site, id }
+    }
+
+    /// A visit: who answered, and the id that it saw. The browser takes a new cookie.
+    #[track_caller]
+    fn visit(&mut self, agent: usize) -> (String, String) {
+        let cookie = format!("JSESSIONID={}", self.id);
+        let answer = self
+            .site
+            .client(agent)
+            .get_with("/session", &[("Cookie", &cookie)]);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        if let Some(id) = answer.cookie("JSESSIONID") {
+            self.id = id.to_owned();
+        }
+        let server = answer.server().to_owned();
+        let app = self.site.apps.iter().find(|app| app.name() == server);
+        let log = app.expect("a server").log();
+        let cookie = log.last().and_then(|seen| seen.one("cookie"));
+        let cookie = cookie.expect("a cookie");
+        (server, cookie.trim_start_matches("JSESSIONID=").to_owned())
+    }
+}
+
+/// A session by `route` fails over at one agent; `keys` are the group's.
+fn routes_are_kept_by(agents: usize, keys: &str) {
+    let mut site = Site::new(agents, keys, ROUTE);
+    let issued = Browser::log_in(&site, 0).id;
+    let (base, old) = issued.split_once('.').unwrap();
+    let (base, old) = (base.to_owned(), old.to_owned());
+    site.kill_server(&old);
+    let (new, renamed) = {
+        let mut browser = Browser {
+            site: &site,
+            id: issued.clone(),
+        };
+        let (new, seen) = browser.visit(0);
+        assert_eq!(seen, issued);
+        (new, browser.id)
+    };
+    assert_ne!(new, old);
+    assert_eq!(renamed, format!("{base}.{new}"));
+    site.restart_server(&old);
+    // The others saw none of it. By either id they find the server, which sees the id that
+    // was issued first; a browser that still has that one hears of the other.
+    for agent in (0..agents).rev() {
+        for id in [&renamed, &issued] {
+            let mut browser = Browser {
+                site: &site,
+                id: id.clone(),
+            };
+            let (server, seen) = browser.visit(agent);
+            assert_eq!((&server, &seen), (&new, &issued), "{id} at agent {agent}");
+            assert_eq!(browser.id, renamed, "at agent {agent}");
+        }
+    }
+    // An agent that comes back knows it, too.
+    site.agents[agents - 1].kill9();
+    site.agents[agents - 1].run();
+    site.agents[agents - 1].wait_all_up();
+    site.wait_ready(&(0..agents).collect::<Vec<_>>());
+    let mut browser = Browser {
+        site: &site,
+        id: issued.clone(),
+    };
+    assert_eq!(browser.visit(agents - 1), (new.clone(), issued.clone()));
+    // It is a session like others: shown by what the browser has, and counted in a drain.
+    let shown = site.sessions(0, &["show", &renamed]);
+    assert_eq!(
+        (&shown["route"], &shown["pool"]),
+        (&Value::from(&*new), &Value::from("app"))
+    );
+    let said = site.drain(agents - 1, &new);
+    assert!(said.contains("and 1 session, which ends in"), "{said}");
+    assert_eq!(browser.visit(0), (new.clone(), issued.clone()));
+    // Its end is told to all.
+    let cookie = format!("JSESSIONID={renamed}");
+    let gone = "/cookie?JSESSIONID=gone;Max-Age=0";
+    let answer = site.client(0).get_with(gone, &[("Cookie", &cookie)]);
+    assert_eq!(answer.server(), new);
+    wait_until("the end to be known", BOUND, || {
+        (0..agents).all(|agent| {
+            let counts = site.sessions(agent, &["count"]);
+            sum(&counts, "sessions") == 0
+        })
+    });
+}
+
+#[test]
+fn a_route_that_failed_over_is_known_to_both_agents() {
+    routes_are_kept_by(2, "replication = \"sync\"\n");
+}
+
+#[test]
+fn a_route_that_failed_over_is_found_by_those_who_do_not_hold_it() {
+    routes_are_kept_by(3, SHARED_OUT);
 }

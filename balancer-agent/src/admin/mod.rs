@@ -2,7 +2,7 @@
 //!
 //! - `protocol.rs`: requests and answers;
 //! - `server.rs`: the socket;
-//! - `node.rs`, `status.rs`, `sessions.rs`: the answers;
+//! - `node.rs`, `status.rs`, `sessions.rs`: the answers; `survey.rs`: what is asked of all nodes;
 //! - `client.rs`, `render.rs`: the other side of it.
 
 pub mod client;
@@ -12,3 +12,4 @@ pub mod render;
 pub mod server;
 pub mod sessions;
 mod status;
+pub mod survey;

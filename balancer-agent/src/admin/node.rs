@@ -119,8 +119,8 @@ impl Node {
                 Ok(Answer::Sessions(list))
             }
             Request::SessionCounts { group } => {
-                let (sessions, _) = self.session_store()?;
-                let counts = sessions::counts(sessions, group.as_deref()).await?;
+                let (sessions, names) = self.session_store()?;
+                let counts = sessions::counts(sessions, names, group.as_deref()).await?;
                 Ok(Answer::SessionCounts(counts))
             }
             Request::Session(name) => {
@@ -175,9 +175,9 @@ impl Node {
         let look = self.look().await?;
         let pool = name.pool.to_string();
         let node = Arc::clone(&self);
-        let sessions = match (&self.sessions, look.config.pool(&name.pool)) {
-            (Some(sessions), Some(pool)) => {
-                sessions::at_backend(sessions, pool, &name.backend).await
+        let sessions = match (self.session_store(), look.config.pool(&name.pool)) {
+            (Ok((sessions, names)), Some(pool)) => {
+                sessions::at_backend(sessions, names, pool, &name.backend).await
             }
             _ => None,
         };
@@ -185,8 +185,11 @@ impl Node {
             blocking(move || status::backend(&node, &look, &name, since)).await?;
         match backend {
             Some(mut backend) => {
-                backend.sessions = sessions.map(|(count, _)| count);
-                backend.last_session_ends_ms = sessions.map(|(_, last)| last);
+                if let Some(sessions) = sessions {
+                    backend.sessions = Some(sessions.count);
+                    backend.last_session_ends_ms = Some(sessions.last_ends_ms.unwrap_or(0));
+                    backend.sessions_unheard = sessions.unheard;
+                }
                 Ok(Answer::Backend {
                     pool,
                     backend: Box::new(backend),

@@ -9,8 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::sessions::{
-    RouteCount, SessionFilter, SessionList, SessionName, SessionStatus, SessionsStatus,
+    SessionCounts, SessionFilter, SessionList, SessionName, SessionStatus, SessionsStatus,
 };
+use super::survey::Unheard;
 use crate::cluster::status::ClusterStatus;
 use crate::dataplane::kernel::Attached;
 use crate::model::{Activation, Health};
@@ -71,7 +72,7 @@ pub enum Request {
     Reload,
     /// Opens the files of all access logs again; answered by [`Answer::LogsReopened`].
     ReopenLogs,
-    /// Sessions that this node holds; answered by [`Answer::Sessions`].
+    /// Sessions of the cluster; answered by [`Answer::Sessions`].
     Sessions(SessionFilter),
     /// How many there are, by group and route; answered by [`Answer::SessionCounts`].
     SessionCounts {
@@ -155,7 +156,7 @@ pub enum Answer {
     /// Sessions.
     Sessions(SessionList),
     /// How many there are.
-    SessionCounts(Vec<RouteCount>),
+    SessionCounts(SessionCounts),
     /// One session.
     Session(Box<SessionStatus>),
     /// A session was ended.
@@ -353,13 +354,16 @@ pub struct BackendStatus {
     /// Requests of HTTP frontends that it has not answered whole.
     #[serde(default)]
     pub requests_in_flight: u64,
-    /// Sessions bound to it that this node holds; absent when its pool has no group, and in
-    /// the whole status.
+    /// Sessions bound to it, over the cluster; absent when its pool has no group, and in the
+    /// whole status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sessions: Option<u64>,
     /// When the last of these ends if nobody comes back, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_session_ends_ms: Option<u64>,
+    /// Nodes whose sessions are missing in these two.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sessions_unheard: Vec<Unheard>,
     /// Packets and bytes.
     #[serde(flatten)]
     pub traffic: TrafficStatus,

@@ -7,7 +7,7 @@ mod sessions;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table, TableComponent};
 
-pub use sessions::{session, session_counts, sessions};
+pub use sessions::{session, session_counts, sessions, unheard};
 
 use super::protocol::{BackendStatus, FlowList, Status, TrafficStatus};
 use crate::model::Health;

@@ -3,17 +3,18 @@
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Fault, Refusal};
+use super::survey::{Survey, Unheard};
 use crate::cluster::{self, Cluster};
 use crate::model::Pool;
 use crate::proxy::stats::{SessionId, Web};
-use crate::proxy::sticky;
 use crate::session::handle::{CountsStatus, Sessions};
-use crate::session::{GroupId, Listed, NodeId, Op, Outcome, Session, Store, Time, group_key};
+use crate::session::survey::{Answer, Listed, Replica, hex, unhex};
+use crate::session::{GroupId, NodeId, Op, Outcome, Session, Store, group_key};
 
 /// Most sessions in one answer.
 const SESSIONS_MAX: usize = 100_000;
-/// Sessions that are taken from the store in one go, so that it is not held up.
-const PAGE: usize = 2_000;
+/// Sessions of a group that a beginning of an id may mean: more than one is one too many.
+const MEANT_MAX: usize = 2;
 /// Fewer characters of an id are not searched for.
 const PREFIX_MIN: usize = 8;
 
@@ -39,7 +40,7 @@ pub struct SessionName {
     pub group: Option<String>,
 }
 
-/// Sessions of this node.
+/// Sessions of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SessionList {
@@ -47,6 +48,8 @@ pub struct SessionList {
     pub sessions: Vec<SessionStatus>,
     /// There are more.
     pub more: bool,
+    /// Nodes whose sessions are missing here.
+    pub unheard: Vec<Unheard>,
 }
 
 /// One session.
@@ -71,6 +74,28 @@ pub struct SessionStatus {
     pub holders: Vec<String>,
     /// Whether this node has compared its copies with all of them. Likewise.
     pub settled: Option<bool>,
+    /// What each node of the group has of it. Likewise.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// One node's copy of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReplicaStatus {
+    /// The node.
+    pub node: String,
+    /// `primary`, `copy`, or `none`: it is not one of those that should hold it.
+    pub role: String,
+    /// `held`, `missing`, `ended` (its end is remembered), or `no answer`.
+    pub state: String,
+    /// Stamps of the creation and of the last write, and who wrote; absent without a copy.
+    pub version: Option<String>,
+    /// Whether that is the newest version that any node has.
+    pub newest: bool,
+    /// Route of the backend that it names.
+    pub route: Option<String>,
+    /// Since the last access that the node knows of, in milliseconds.
+    pub idle_ms: Option<u64>,
 }
 
 /// Sessions of one group at one backend.
@@ -81,12 +106,22 @@ pub struct RouteCount {
     pub group: String,
     /// Route of the backend.
     pub route: String,
+    /// Sessions, over the cluster.
+    pub sessions: u64,
     /// Copies on this node.
     pub copies: u64,
-    /// Sessions of which this node is the primary: counted over all nodes, each is once.
-    pub primary: u64,
-    /// When the last of these ends, in milliseconds, if nobody comes back to it.
+    /// When the last session ends, in milliseconds, if nobody comes back to it.
     pub last_ends_ms: u64,
+}
+
+/// Sessions by group and route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionCounts {
+    /// In the order of the groups in the file, and of the routes' names.
+    pub counts: Vec<RouteCount>,
+    /// Nodes whose sessions are missing here.
+    pub unheard: Vec<Unheard>,
 }
 
 /// The session store of this node.
@@ -146,10 +181,25 @@ pub(super) struct Names<'a> {
 }
 
 impl Names<'_> {
-    fn node(&self, node: NodeId) -> String {
+    pub(super) fn node(&self, node: NodeId) -> String {
         match self.cluster {
             Some(cluster) => cluster.name_of(cluster::NodeId(node.0)),
             None => "this node".into(),
+        }
+    }
+
+    fn listed(&self, group: &str, listed: Listed) -> SessionStatus {
+        let id = unhex(&listed.id);
+        let pool = (id.as_deref()).and_then(|id| self.web.and_then(|web| web.pool_of_session(id)));
+        SessionStatus {
+            group: group.to_owned(),
+            id: listed.id,
+            pool: pool.map(|name| name.to_string()),
+            route: listed.route,
+            age_ms: listed.age,
+            idle_ms: listed.idle,
+            ttl_ms: listed.ttl,
+            ..SessionStatus::default()
         }
     }
 
@@ -168,27 +218,7 @@ impl Names<'_> {
     }
 }
 
-fn hex(id: &[u8]) -> String {
-    use std::fmt::Write as _;
-    id.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if text.is_empty() || !text.len().is_multiple_of(2) || !hex {
-        return None;
-    }
-    let pairs = (0..text.len()).step_by(2).map(|at| &text[at..at + 2]);
-    pairs
-        .map(|pair| u8::from_str_radix(pair, 16).ok())
-        .collect()
-}
-
-fn busy() -> Refusal {
+pub(super) fn busy() -> Refusal {
     Refusal::new(
         Fault::Agent,
         "the session store has too much to do to answer now: try again",
@@ -246,45 +276,35 @@ pub(super) async fn status(sessions: &Sessions) -> Option<SessionsStatus> {
     })
 }
 
-/// Sessions of a pool at one of its backends that this node holds, and when the last of
-/// them ends, in milliseconds. `None`: the pool has no group, or the store has too much to
-/// do.
+/// Sessions of a pool at one of its backends, over the cluster. `None`: the pool has no
+/// group, or the store has too much to do.
 pub(super) async fn at_backend(
     sessions: &Sessions,
+    names: Names<'_>,
     pool: &Pool,
     backend: &str,
-) -> Option<(u64, u64)> {
+) -> Option<SessionsAt> {
     let group = sessions.by_name(&pool.http.sessions.as_ref()?.group)?;
     let backend = pool.backends.iter().find(|known| *known.name == *backend)?;
-    let (route, key) = (backend.http.route.clone(), group_key(&pool.name));
-    let look = move |store: &Store, now| {
-        let of_pool = |id: &[u8]| sticky::pool_of(id) == Some(key);
-        store.count_at(group, &route, of_pool, now)
-    };
-    sessions.look(look).await
+    let of_pool = hex(&group_key(&pool.name).to_be_bytes());
+    let mut survey = Survey::new(sessions, names);
+    let counts = survey.count(group, Some(&backend.http.route), Some(&of_pool));
+    let counts = counts.await.ok()?;
+    Some(SessionsAt {
+        count: counts.values().map(|count| count.sessions).sum(),
+        last_ends_ms: counts.values().map(|count| count.last_ends).max(),
+        unheard: survey.unheard(),
+    })
 }
 
-/// Goes through the sessions that this node holds of a group, until `show` has enough.
-async fn each(
-    sessions: &Sessions,
-    group: GroupId,
-    mut show: impl FnMut(Listed) -> bool,
-) -> Result<(), Refusal> {
-    let mut cursor = Some(0);
-    while let Some(from) = cursor {
-        let look = move |store: &Store, now: Time| store.list(group, from, PAGE, now);
-        let page = sessions.look(look).await.ok_or_else(busy)?;
-        cursor = match page.last() {
-            Some(last) if page.len() >= PAGE => last.cursor.checked_add(1),
-            _ => None,
-        };
-        for listed in page {
-            if !show(listed) {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
+/// What is known of a backend's sessions.
+pub(super) struct SessionsAt {
+    /// How many there are.
+    pub count: u64,
+    /// Until the last of them ends if nobody comes back, in milliseconds.
+    pub last_ends_ms: Option<u64>,
+    /// Nodes whose sessions are missing in it.
+    pub unheard: Vec<Unheard>,
 }
 
 pub(super) async fn list(
@@ -294,55 +314,49 @@ pub(super) async fn list(
 ) -> Result<SessionList, Refusal> {
     let limit = (filter.limit as usize).min(SESSIONS_MAX);
     let mut list = SessionList::default();
+    let mut survey = Survey::new(sessions, names);
     for (id, group) in groups_named(sessions, filter.group.as_deref())? {
-        each(sessions, id, |listed| {
-            let route = filter.route.as_deref();
-            if route.is_some_and(|route| *listed.session.route != *route) {
-                return true;
-            }
-            if list.sessions.len() >= limit {
-                list.more = true;
-                return false;
-            }
-            let status = names.session(group, &listed.id, &listed.session);
-            list.sessions.push(status);
-            true
-        })
-        .await?;
+        let route = filter.route.as_deref();
+        survey
+            .each(id, route, None, |listed| {
+                if list.sessions.len() >= limit {
+                    list.more = true;
+                    return false;
+                }
+                list.sessions.push(names.listed(group, listed));
+                true
+            })
+            .await?;
     }
+    list.unheard = survey.unheard();
     Ok(list)
 }
 
 pub(super) async fn counts(
     sessions: &Sessions,
+    names: Names<'_>,
     group: Option<&str>,
-) -> Result<Vec<RouteCount>, Refusal> {
+) -> Result<SessionCounts, Refusal> {
     let mut counts = Vec::new();
+    let mut survey = Survey::new(sessions, names);
     for (id, name) in groups_named(sessions, group)? {
-        let look = move |store: &Store, now| (store.routes(id), store.count_by_route(id, now));
-        let (routes, primaries) = sessions.look(look).await.ok_or_else(busy)?;
-        let mut of_group: Vec<RouteCount> = routes
-            .into_iter()
-            .filter(|(_, copies)| *copies > 0)
-            .map(|(route, copies)| {
-                let (primary, last) = primaries.get(&*route).copied().unwrap_or_default();
-                RouteCount {
-                    group: name.to_owned(),
-                    route,
-                    copies: copies as u64,
-                    primary: primary as u64,
-                    last_ends_ms: last,
-                }
-            })
-            .collect();
-        of_group.sort_by(|a, b| a.route.cmp(&b.route));
-        counts.extend(of_group);
+        let by_route = survey.count(id, None, None).await?;
+        counts.extend(by_route.into_iter().map(|(route, count)| RouteCount {
+            group: name.to_owned(),
+            route,
+            sessions: count.sessions,
+            copies: count.copies,
+            last_ends_ms: count.last_ends,
+        }));
     }
-    Ok(counts)
+    Ok(SessionCounts {
+        counts,
+        unheard: survey.unheard(),
+    })
 }
 
-/// What an operator's name may mean: an id as lists show it, the beginning of one that this
-/// node holds, or what a client has.
+/// What an operator's name may mean: an id as lists show it, the beginning of one, or what a
+/// client has.
 async fn meant(
     sessions: &Sessions,
     names: Names<'_>,
@@ -364,15 +378,15 @@ async fn meant(
     }
     let is_prefix = said.len() >= PREFIX_MIN && said.bytes().all(|b| b.is_ascii_hexdigit());
     if is_prefix {
-        let said = said.to_ascii_lowercase();
+        let mut survey = Survey::new(sessions, names);
         for (group, _) in &groups {
-            each(sessions, *group, |listed| {
-                if hex(&listed.id).starts_with(&said) {
-                    found.push((*group, listed.id.into()));
-                }
-                found.len() < SESSIONS_MAX
-            })
-            .await?;
+            let most = found.len() + MEANT_MAX;
+            survey
+                .each(*group, None, Some(said), |listed| {
+                    found.extend(unhex(&listed.id).map(|id| (*group, id)));
+                    found.len() < most
+                })
+                .await?;
         }
     }
     found.sort();
@@ -422,17 +436,63 @@ pub(super) async fn show(
     let (group, id, session) = find(sessions, names, &name).await?;
     let of = sessions.group(group).map_or("", |group| &group.name);
     let status = names.session(of, &id, &session);
+    let text = hex(&id);
     let look = move |store: &Store, _| store.holders(group, &id);
     let holders = sessions.look(look).await.ok_or_else(busy)?;
-    let (holders, settled) = holders.map_or((Vec::new(), None), |(nodes, settled)| {
-        let nodes = nodes.into_iter().map(|node| names.node(node));
-        (nodes.collect(), Some(settled))
-    });
+    let (holders, settled) = match holders {
+        Some((holders, settled)) => (holders, Some(settled)),
+        None => (Vec::new(), None),
+    };
+    let mut survey = Survey::new(sessions, names);
+    let copies = survey.copies(group, &text).await?;
     Ok(SessionStatus {
-        holders,
+        replicas: replicas(names, &holders, &copies, survey.silent()),
+        holders: holders.into_iter().map(|node| names.node(node)).collect(),
         settled,
         ..status
     })
+}
+
+/// What each node has of a session, the holders first; nodes that neither should have a copy
+/// nor do are left out.
+fn replicas(
+    names: Names<'_>,
+    holders: &[NodeId],
+    copies: &[(NodeId, Answer)],
+    silent: &[NodeId],
+) -> Vec<ReplicaStatus> {
+    let newest = copies.iter().filter_map(|(_, answer)| answer.copy.as_ref());
+    let newest = newest.map(Replica::version).max();
+    let others = copies.iter().filter(|(_, answer)| answer.copy.is_some());
+    let others = others.map(|(node, _)| *node);
+    let mut nodes = holders.to_vec();
+    nodes.extend(others.filter(|node| !holders.contains(node)));
+    let one = |node: NodeId| {
+        let role = match holders.iter().position(|holder| *holder == node) {
+            Some(0) => "primary",
+            Some(_) => "copy",
+            None => "none",
+        };
+        let answer = copies.iter().find(|(from, _)| *from == node);
+        let copy = answer.and_then(|(_, answer)| answer.copy.as_ref());
+        let state = match copy {
+            Some(copy) if copy.deleted => "ended",
+            Some(_) => "held",
+            None if answer.is_none() || silent.contains(&node) => "no answer",
+            None => "missing",
+        };
+        let live = copy.filter(|copy| !copy.deleted);
+        ReplicaStatus {
+            node: names.node(node),
+            role: role.into(),
+            state: state.into(),
+            version: copy.map(|c| format!("{}.{}-{:016x}", c.epoch, c.stamp, c.writer)),
+            newest: copy.is_some_and(|copy| Some(copy.version()) == newest),
+            route: live.map(|copy| copy.route.clone()),
+            idle_ms: live.map(|copy| copy.idle),
+        }
+    };
+    nodes.into_iter().map(one).collect()
 }
 
 /// Ends a session; its group, and its id as lists show it.
@@ -448,19 +508,5 @@ pub(super) async fn expire(
             Ok((of.to_owned(), hex(&id)))
         }
         other => Err(undone(&other)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_shown_and_read() {
-        assert_eq!(hex(&[0, 0xab, 0x10]), "00ab10");
-        assert_eq!(unhex("00Ab10"), Some(vec![0, 0xab, 0x10]));
-        for wrong in ["", "0", "0g", "ä0", "+1"] {
-            assert_eq!(unhex(wrong), None, "{wrong}");
-        }
     }
 }

@@ -236,6 +236,7 @@ impl<'a> Sources<'a> {
             // Asked of the store apart.
             sessions: None,
             last_session_ends_ms: None,
+            sessions_unheard: Vec::new(),
             traffic: shown(&traffic),
         }
     }

@@ -141,6 +141,8 @@ pub(super) enum LinkError {
     Stuck,
     #[error("not understood: {0}")]
     Frame(#[from] FrameError),
+    #[error("what came can't be read: {0}")]
+    Refused(String),
     #[error("the node is gone, or has begun a new life")]
     Membership,
     #[error("this node has begun a new life")]
@@ -365,6 +367,7 @@ impl Link<'_> {
             ended = self.read(reader) => ended,
             ended = self.write(writer) => ended,
             ended = self.ping() => ended,
+            why = self.queue.refused() => Err(LinkError::Refused(why)),
         };
         match ended {
             Ok(never) => match never {},

@@ -261,6 +261,15 @@ impl Cluster {
         sent
     }
 
+    /// Closes the link to a node, because what came over it can't be read. Like any that
+    /// broke it is made anew, later and later while it breaks soon.
+    pub fn refuse(&self, node: NodeId, why: &str) {
+        if let Some(queue) = self.0.links.open.load().get(&node) {
+            Counters::add(&self.0.counters.refused);
+            queue.refuse(why);
+        }
+    }
+
     /// Says that this node has (not) caught up with the others' sessions.
     pub async fn set_syncing(&self, syncing: bool) {
         // After the driver's end nobody is interested.

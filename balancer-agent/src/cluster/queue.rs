@@ -18,6 +18,8 @@ const KEEP: usize = 1 << 20;
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     filled: Notify,
+    /// What the other side sends can't be read: `Inner::refused` says why.
+    refused: Notify,
     bytes_max: usize,
     messages_max: usize,
 }
@@ -29,6 +31,7 @@ struct Inner {
     /// Of those that are being written: they take room as well.
     writing: usize,
     closed: bool,
+    refused: Option<String>,
 }
 
 /// How full a queue is.
@@ -43,6 +46,7 @@ impl Queue {
         Self {
             inner: Mutex::default(),
             filled: Notify::new(),
+            refused: Notify::new(),
             bytes_max,
             messages_max,
         }
@@ -100,6 +104,22 @@ impl Queue {
                 }
             }
             self.filled.notified().await;
+        }
+    }
+
+    /// Has the link end that this queue is of.
+    pub(super) fn refuse(&self, why: &str) {
+        self.lock().refused.get_or_insert_with(|| why.to_owned());
+        self.refused.notify_one();
+    }
+
+    /// Waits until the link has to end, and says why.
+    pub(super) async fn refused(&self) -> String {
+        loop {
+            if let Some(why) = self.lock().refused.take() {
+                return why;
+            }
+            self.refused.notified().await;
         }
     }
 

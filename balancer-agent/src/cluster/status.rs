@@ -30,6 +30,7 @@ pub(super) struct Counters {
     pub(super) strangers: AtomicU64,
     pub(super) too_many: AtomicU64,
     pub(super) queue_full: AtomicU64,
+    pub(super) refused: AtomicU64,
     pub(super) no_room: AtomicU64,
     pub(super) renewals: AtomicU64,
     /// Another node that has this one's name, and when it was last noticed.
@@ -143,6 +144,8 @@ pub struct CounterStatus {
     pub too_many: u64,
     /// Messages that found a full queue.
     pub queue_full: u64,
+    /// Links that were closed since what came over them could not be read.
+    pub refused: u64,
     /// Nodes that found no room in the table.
     pub no_room: u64,
     /// Lives that were begun without a start.
@@ -228,6 +231,7 @@ impl Counters {
             strangers: count(&self.strangers),
             too_many: count(&self.too_many),
             queue_full: count(&self.queue_full),
+            refused: count(&self.refused),
             no_room: count(&self.no_room),
             renewals: count(&self.renewals),
         }

@@ -176,6 +176,57 @@ async fn a_crash_is_seen_and_a_return_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_cannot_be_understood_loses_its_link() {
+    use crate::session::driver::{GroupSetup, Peers, Setup, start};
+    use crate::session::{Limits, Manager, NodeId as Of, Replication};
+
+    let a = Host::start("a", &[], 1);
+    let mut b = Host::start("b", &[a.at()], 1);
+    let mut c = Host::start("c", &[a.at()], 1);
+    let setup = Setup {
+        node: Of(a.id().0),
+        key: [1, 2],
+        id_key: [3, 4],
+        groups: vec![GroupSetup {
+            name: "user".into(),
+            manager: Manager::Delta,
+            replication: Replication::Async,
+            sync_timeout: Duration::from_secs(1),
+            ttl: Duration::from_secs(60),
+        }],
+        limits: Limits::default(),
+    };
+    let peers = Peers::new(a.cluster.clone(), a.events);
+    let (_sessions, driver) = start(setup, peers).unwrap();
+    let store = tokio::spawn(driver.run(()));
+    let is_up = |b: &Host| b.cluster.send(a.cluster.id(), b"\x07 garbage").is_ok();
+    wait("links", || is_up(&c)).await;
+    while !is_up(&b) {
+        b.next().await;
+    }
+    // Each time it is up again, and sends what can't be read, it goes down again.
+    for host in [&mut b, &mut c] {
+        loop {
+            if let Event::LinkDown { node, .. } = host.next().await {
+                assert_eq!(node, a.cluster.id());
+                break;
+            }
+        }
+        while !matches!(host.next().await, Event::LinkUp { node, .. } if node == a.cluster.id()) {}
+    }
+    let status = a.cluster.status();
+    assert!(status.counters.refused >= 2, "{:?}", status.counters);
+    for node in status.nodes.iter().filter(|node| !node.own) {
+        let link = node.link.as_ref().expect("a link");
+        let why = link.last_error.as_deref().unwrap_or_default();
+        assert!(why.contains("format 7 is not known here"), "{why}");
+        // It is a member all the same.
+        assert_eq!(node.state, State::Alive);
+    }
+    store.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_and_garbage_change_nothing() {
     let mut a = Host::start("a", &[], 1);
     let mut b = Host::start("b", &[a.at()], 1);

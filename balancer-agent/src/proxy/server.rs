@@ -28,6 +28,9 @@ use crate::session::driver::Watch;
 use crate::session::handle::Sessions;
 use crate::session::{Change, group_key};
 
+/// How long an agent that has come (back) to its cluster may be at fetching the others'
+/// sessions before it accepts connections all the same; they wait meanwhile.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// How often threads let go of connections to backends that have ended.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -127,14 +130,14 @@ impl Proxy {
         words: &HashMap<BackendName, Activation>,
         sessions: Option<Sessions>,
     ) -> std::io::Result<Self> {
-        let publisher = Publisher::new(prepared.parts, health, words, sessions);
+        let publisher = Publisher::new(prepared.parts, health, words, sessions.clone());
         let proxy = Self(Arc::new(Inner {
             publisher: Arc::new(publisher),
             listeners: Listeners::new(prepared.listeners),
             logs: prepared.logs,
             threads: Mutex::default(),
         }));
-        proxy.run_threads()?;
+        proxy.run_threads(sessions.as_ref())?;
         Ok(proxy)
     }
 
@@ -186,7 +189,7 @@ impl Proxy {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run_threads(&self) -> std::io::Result<()> {
+    fn run_threads(&self, sessions: Option<&Sessions>) -> std::io::Result<()> {
         let mut threads = self.threads();
         let count = self.0.listeners.threads();
         let pinned = self.0.publisher.world().load().config.http.pin_threads;
@@ -200,6 +203,7 @@ impl Proxy {
             let listeners = self.0.listeners.clone();
             let publisher = Arc::clone(&self.0.publisher);
             let core = cores.get(number).copied();
+            let sessions = sessions.cloned();
             let thread = std::thread::Builder::new().name(format!("http-{number}"));
             threads.push(thread.spawn(move || {
                 if let Some(core) = core {
@@ -212,6 +216,14 @@ impl Proxy {
                 local.block_on(&runtime, async {
                     tokio::task::spawn_local(sweep(Rc::clone(&thread)));
                     let service = |name: &Arc<str>| Rc::new(Service::new(&thread, name));
+                    if let Some(sessions) = &sessions {
+                        let caught_up = tokio::time::timeout(CATCH_UP, sessions.caught_up()).await;
+                        if caught_up.is_err() && number == 0 {
+                            tracing::warn!(
+                                "serving, though the other nodes' sessions are not all here yet"
+                            );
+                        }
+                    }
                     listeners.serve(number, service).await;
                 });
             })?);

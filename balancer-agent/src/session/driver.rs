@@ -6,7 +6,7 @@
 //! clock -------------------------------------+        +---> changes --> caches of routes
 //! ```
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::config::{Config, ConfigError, GroupConfig, Limits, Timing};
 use super::handle::{Command, Counts, Group, Id, QUEUE, Sessions, Shared};
 use super::store::{Input, Output, Store};
+use super::survey::{Note, Surveys};
 use super::types::{GroupId, Manager, NodeId, Op, Outcome, Replication, Session, Time, Token};
 use super::watch::Change;
 
@@ -109,7 +110,10 @@ pub struct Driver<N> {
     stuck: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     stuck_until: Option<Instant>,
     started: Instant,
-    malformed: Option<Instant>,
+    /// Peers that have sent what can't be read: nothing more is taken from them before their
+    /// link was made anew.
+    refused: BTreeSet<NodeId>,
+    surveys: Surveys,
 }
 
 /// Makes a store. Nothing happens before [`Driver::run`].
@@ -168,7 +172,8 @@ pub fn start<N: Network>(setup: Setup, network: N) -> Result<(Sessions, Driver<N
         stuck: BTreeMap::new(),
         stuck_until: None,
         started: Instant::now(),
-        malformed: None,
+        refused: BTreeSet::new(),
+        surveys: Surveys::default(),
     };
     Ok((sessions, driver))
 }
@@ -225,20 +230,44 @@ impl<N: Network> Driver<N> {
 
     fn handle(&mut self, input: Input<'_>) {
         let now = self.now();
-        if let Err(error) = self.store.handle(input, now) {
-            // Once a minute: whoever sends one may send many.
-            let now = Instant::now();
-            let quiet = Duration::from_secs(60);
-            if self.malformed.is_none_or(|last| now - last >= quiet) {
-                self.malformed = Some(now);
-                tracing::warn!(%error, "a node sent a message about sessions that can't be read");
-            }
+        // Only frames can be wrong, and they have a way of their own.
+        let _ = self.store.handle(input, now);
+    }
+
+    /// Takes a message. One that can't be read ends the link that it came over: what the
+    /// sender takes to be known here is not, and a new link begins with a comparison.
+    fn frame(&mut self, from: NodeId, bytes: &[u8]) {
+        if self.refused.contains(&from) {
+            // Of the link that is being closed.
+            return;
         }
+        let now = self.now();
+        let error = match self.surveys.take(&self.store, now, from, bytes) {
+            None => match self.store.handle(Input::Frame { from, bytes }, now) {
+                Ok(()) => return,
+                Err(error) => error.to_string(),
+            },
+            Some(Ok(Note::Taken)) => return,
+            Some(Ok(Note::Answer(answer))) => {
+                // One that is lost is an answer that did not come.
+                let _ = self.network.send(from, &answer);
+                return;
+            }
+            Some(Err(error)) => error.to_string(),
+        };
+        self.refused.insert(from);
+        self.network.refuse(from, &error);
     }
 
     fn command(&mut self, command: Command) {
         match command {
             Command::Look(look) => look(&self.store, self.now()),
+            Command::Survey(question, skip, reply) => {
+                let (now, network) = (self.now(), &self.network);
+                let send = |node: NodeId, message: &[u8]| network.send(node, message).is_ok();
+                self.surveys
+                    .ask(&self.store, now, &question, &skip, send, reply);
+            }
             Command::Do {
                 group,
                 id,
@@ -349,11 +378,9 @@ impl<N: Network> Driver<N> {
                 incarnation,
                 members: &members,
             }),
-            Event::Frame { from, bytes } => self.handle(Input::Frame {
-                from,
-                bytes: &bytes,
-            }),
+            Event::Frame { from, bytes } => self.frame(from, &bytes),
             Event::Link { node } => {
+                self.refused.remove(&node);
                 self.stuck.remove(&node);
                 self.handle(Input::Reset { peer: node });
             }

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::driver::{Event, GroupSetup, Network, Refused, Setup, Watch, about, start};
 use super::handle::{Kept, Sessions};
+use super::survey::{Question, What, hex};
 use super::types::{GroupId, Manager, Member, NodeId, Op, Outcome, Replication};
 use super::watch::Change;
 use super::{Limits, group_key};
@@ -49,7 +50,11 @@ struct End {
     /// Frames that are refused as if the queue were full.
     refuse: Arc<AtomicUsize>,
     cut: Arc<AtomicBool>,
+    refusals: Refusals,
 }
+
+/// Whose links were closed, and why.
+type Refusals = Arc<Mutex<Vec<(NodeId, String)>>>;
 
 impl Network for End {
     fn send(&self, to: NodeId, frame: &[u8]) -> Result<(), Refused> {
@@ -82,6 +87,10 @@ impl Network for End {
         self.events.try_recv().ok()
     }
 
+    fn refuse(&mut self, node: NodeId, error: &str) {
+        self.refusals.lock().unwrap().push((node, error.into()));
+    }
+
     async fn ready(&mut self, _: bool) {}
 }
 
@@ -111,6 +120,7 @@ struct Node {
     cache: Cache,
     refuse: Arc<AtomicUsize>,
     cut: Arc<AtomicBool>,
+    refusals: Refusals,
     task: JoinHandle<()>,
 }
 
@@ -120,12 +130,14 @@ impl Node {
         let (end, events) = mpsc::unbounded_channel();
         wires.0.lock().unwrap().insert(id, end);
         let (refuse, cut) = <(Arc<AtomicUsize>, Arc<AtomicBool>)>::default();
+        let refusals = Refusals::default();
         let network = End {
             own: id,
             wires: wires.clone(),
             events,
             refuse: Arc::clone(&refuse),
             cut: Arc::clone(&cut),
+            refusals: Arc::clone(&refusals),
         };
         let setup = Setup {
             node: id,
@@ -152,6 +164,7 @@ impl Node {
             cache,
             refuse,
             cut,
+            refusals,
         }
     }
 
@@ -313,6 +326,111 @@ async fn a_link_that_comes_back_is_compared() {
             .all(|n| n.cache.get(b"made while away").is_some())
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_closes_that_link_and_no_other() {
+    let (wires, nodes) = three(Manager::Delta, Replication::Async).await;
+    let frame = |from: u64, bytes: &'static [u8]| {
+        let ends = wires.0.lock().unwrap();
+        let from = NodeId(from);
+        let bytes = bytes::Bytes::from_static(bytes);
+        ends[&NodeId(1)].send(Event::Frame { from, bytes }).unwrap();
+    };
+    let refusals = || nodes[0].refusals.lock().unwrap().clone();
+    // Another format, a frame that is cut off, a question without end, and an answer to
+    // nothing, which is late at worst.
+    frame(2, b"\x07 what a later build says");
+    until("the refusal", || refusals().len() == 1).await;
+    let (node, why) = refusals().remove(0);
+    assert_eq!(node, NodeId(2));
+    assert!(why.contains("format 7"), "{why}");
+    // What was on its way over the link that is being closed is not looked at.
+    frame(2, b"\x01");
+    frame(3, b"!\0\0\0\0\0\0\0\0{}");
+    frame(3, b"?\0\0\0\0\0\0\0\0{");
+    until("the other's refusal", || refusals().len() == 2).await;
+    let (node, why) = refusals().remove(1);
+    assert_eq!(node, NodeId(3));
+    assert!(
+        why.contains("a question or an answer that can't be read"),
+        "{why}"
+    );
+    // Over a new link everything is taken, and compared.
+    for node in [NodeId(2), NodeId(3)] {
+        let ends = wires.0.lock().unwrap();
+        ends[&NodeId(1)].send(Event::Link { node }).unwrap();
+        ends[&node].send(Event::Link { node: NodeId(1) }).unwrap();
+    }
+    let _ = nodes[1].sessions.bind(GROUP, b"made afterwards", "s1", TTL);
+    until("the binding", || {
+        nodes[0].cache.get(b"made afterwards").is_some()
+    })
+    .await;
+    frame(2, b"\x01");
+    until("a third refusal", || refusals().len() == 3).await;
+    assert!(nodes[1].refusals.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_reaches_every_node_and_silence_is_said() {
+    let (_wires, nodes) = three(Manager::Backup { copies: 1 }, Replication::Sync).await;
+    for i in 0..60 {
+        let (id, route) = (format!("session-{i:04}"), ["s1", "s2", "s2"][i % 3]);
+        let held = nodes[0].sessions.bind(GROUP, id.as_bytes(), route, TTL);
+        assert_eq!(held.expect("sync").wait().await, Kept::All(2));
+    }
+    let question = |what| Question {
+        group: group_key("user"),
+        route: None,
+        prefix: None,
+        what,
+    };
+    let count = async |node: &Node| {
+        let (mut sums, mut silent, mut from) = (BTreeMap::new(), Vec::new(), Some(0));
+        while let Some(at) = from {
+            let asked = question(What::Count { from: at });
+            let bound = Duration::from_secs(1);
+            let heard = node.sessions.survey(asked, &silent, bound).await.unwrap();
+            silent.extend(heard.silent);
+            from = heard.answers[0].1.next.map(|next| next as u16);
+            for (_, answer) in heard.answers {
+                assert!(answer.ready && answer.known);
+                for (route, count) in answer.counts {
+                    *sums.entry(route).or_insert(0) += count.sessions;
+                }
+            }
+        }
+        (sums, silent)
+    };
+    let all = BTreeMap::from([("s1".to_owned(), 20), ("s2".to_owned(), 40)]);
+    for node in &nodes {
+        assert_eq!(count(node).await, (all.clone(), vec![]));
+    }
+    // One that is reached, and does not answer.
+    nodes[2].cut.store(true, Relaxed);
+    let (sums, silent) = count(&nodes[0]).await;
+    assert_eq!(silent, [NodeId(3)]);
+    assert!(sums.values().sum::<u64>() < 60, "{sums:?}");
+    // One that can't be reached is not waited for.
+    nodes[2].cut.store(false, Relaxed);
+    nodes[0].cut.store(true, Relaxed);
+    let began = tokio::time::Instant::now();
+    let (_, silent) = count(&nodes[0]).await;
+    assert_eq!(silent, [NodeId(2), NodeId(3)]);
+    assert!(began.elapsed() < Duration::from_millis(500));
+    // Every copy is found, also where there should be none.
+    nodes[0].cut.store(false, Relaxed);
+    let copy = Question {
+        prefix: Some(hex(b"session-0007")),
+        ..question(What::Copy)
+    };
+    let bound = Duration::from_secs(1);
+    let heard = nodes[1].sessions.survey(copy, &[], bound).await.unwrap();
+    let copies = heard.answers.iter().filter_map(|(_, a)| a.copy.as_ref());
+    let copies: Vec<_> = copies.map(|copy| (copy.version(), &*copy.route)).collect();
+    assert_eq!((heard.answers.len(), copies.len()), (3, 2));
+    assert_eq!((copies[0], copies[0].1), (copies[1], "s2"));
 }
 
 #[tokio::test(start_paused = true)]

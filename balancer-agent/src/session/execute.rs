@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::codec::{EntryRef, Record, ResultRef};
 use super::config::Sabotage;
 use super::ops::{Origin, Pending, Stage};
-use super::store::{Store, push};
+use super::store::{Store, push, push_all};
 use super::table::Entry;
 use super::types::{Expect, NodeId, Op, Outcome, Replication, Version};
 
@@ -250,19 +250,14 @@ impl Store {
             op: 0,
             entry: group.wire(entry, self.now.signed()),
         };
-        let holders = group.bucket(hash).holders;
-        for index in holders.iter() {
-            let node = group.members[index];
-            if node != self.config.node {
-                push(
-                    &mut self.peers,
-                    &self.config,
-                    &mut self.counters,
-                    node,
-                    &record,
-                );
-            }
-        }
+        let holders = group.bucket(hash).holders.iter();
+        push_all(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            holders.map(|index| group.members[index]),
+            &record,
+        );
     }
 
     /// Works out anew whose acknowledgement a write still needs, and ends it if nobody's.
@@ -314,15 +309,13 @@ impl Store {
             op: number,
             entry: group.wire(entry, self.now.signed()),
         };
-        for &node in waiting.iter() {
-            push(
-                &mut self.peers,
-                &self.config,
-                &mut self.counters,
-                node,
-                &record,
-            );
-        }
+        push_all(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            waiting.iter().copied(),
+            &record,
+        );
     }
 
     pub(super) fn take_ack(&mut self, from: NodeId, op: u64) {

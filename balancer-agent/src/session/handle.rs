@@ -11,13 +11,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::store::Store;
-use super::types::{Expect, GroupId, Op, Outcome, Session, Time};
+use super::survey::{Answer, Asked, Question};
+use super::types::{Expect, GroupId, NodeId, Op, Outcome, Session, Time};
 
 /// Requests that wait for the store's task.
 pub const QUEUE: usize = 32_768;
+
+/// From one look at whether the store serves to the next.
+const SOON: Duration = Duration::from_millis(10);
 
 /// A session's id as the store has it.
 pub type Id = SmallVec<[u8; 24]>;
@@ -36,6 +40,17 @@ pub(super) enum Command {
     },
     /// A look at the store, for operators.
     Look(Look),
+    /// A question to all nodes but these, for operators.
+    Survey(Question, Vec<NodeId>, oneshot::Sender<Asked>),
+}
+
+/// What nodes answered to a question.
+#[derive(Debug)]
+pub struct Heard {
+    /// This node first, the others in any order.
+    pub answers: Vec<(NodeId, Answer)>,
+    /// Nodes that should have answered and did not.
+    pub silent: Vec<NodeId>,
 }
 
 /// One group, for those who use it.
@@ -262,6 +277,13 @@ impl Sessions {
         self.0.ready.load(Relaxed)
     }
 
+    /// Waits until the store serves; for the start of those who use it.
+    pub async fn caught_up(&self) {
+        while !self.ready() {
+            sleep(SOON).await;
+        }
+    }
+
     /// The key for hashes of ids: the same on every node of the cluster, known to no other.
     pub fn id_key(&self) -> [u64; 2] {
         self.0.id_key
@@ -270,12 +292,24 @@ impl Sessions {
     /// Binds a new session to a backend, by the backend's route. With `sync` the response
     /// that creates the session has to be [`Held`].
     pub fn bind(&self, group: GroupId, id: &[u8], route: &str, ttl: Duration) -> Option<Held> {
+        self.put(group, id, route, ttl, None)
+    }
+
+    /// [`Self::bind`], with data.
+    pub fn put(
+        &self,
+        group: GroupId,
+        id: &[u8],
+        route: &str,
+        ttl: Duration,
+        data: Option<Box<[u8]>>,
+    ) -> Option<Held> {
         let counts = &self.group(group)?.counts;
         Counts::add(&counts.bound);
         let op = Op::Put {
             route: route.into(),
             ttl: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
-            data: None,
+            data,
             expect: Expect::Any,
         };
         self.write(group, id, op)
@@ -360,6 +394,39 @@ impl Sessions {
         });
         self.0.commands.try_send(Command::Look(look)).ok()?;
         answer.await.ok()
+    }
+
+    /// Asks this node, and those others that have to be asked except `skip`, and waits for
+    /// them at most `bound`; for operators. Nothing when too much waits, or the store's task
+    /// has ended.
+    pub async fn survey(
+        &self,
+        question: Question,
+        skip: &[NodeId],
+        bound: Duration,
+    ) -> Option<Heard> {
+        let (reply, asked) = oneshot::channel();
+        let command = Command::Survey(question, skip.to_vec(), reply);
+        self.0.commands.try_send(command).ok()?;
+        let mut asked = asked.await.ok()?;
+        let mut heard = Heard {
+            answers: vec![asked.own],
+            silent: asked.unreached,
+        };
+        let until = Instant::now() + bound;
+        let mut missing = asked.nodes;
+        while !missing.is_empty() {
+            let Ok(Some((node, answer))) = timeout_at(until, asked.answers.recv()).await else {
+                break;
+            };
+            if let Some(at) = missing.iter().position(|waited| *waited == node) {
+                missing.swap_remove(at);
+                heard.answers.push((node, answer));
+            }
+        }
+        heard.silent.extend(missing);
+        heard.silent.sort_unstable();
+        Some(heard)
     }
 
     fn write(&self, group: GroupId, id: &[u8], op: Op) -> Option<Held> {

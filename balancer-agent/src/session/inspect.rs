@@ -1,8 +1,5 @@
 //! Looking in: lists, counts, and where a session lives, for operators and tests.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use super::store::Store;
 use super::types::{GroupId, NodeId, Session, Time, Version};
 use super::view::Phase;
@@ -73,75 +70,6 @@ impl Store {
             }
         }
         list
-    }
-
-    /// For each route, the live sessions of which this node is the primary, and the
-    /// longest time in milliseconds until one of them ends if nobody comes back to it.
-    /// Looks at every session: for operators, not for requests.
-    pub fn count_by_route(&self, group: GroupId, now: Time) -> BTreeMap<Arc<str>, (usize, u64)> {
-        let mut counts = BTreeMap::new();
-        let Some(group) = self.groups.get(usize::from(group.0)) else {
-            return counts;
-        };
-        for bucket in &group.buckets {
-            if !group.mine(bucket) || usize::from(bucket.primary) != group.me {
-                continue;
-            }
-            for entry in bucket.table.iter() {
-                if entry.deleted || entry.expired(now.signed()) {
-                    continue;
-                }
-                let name = Arc::clone(group.routes.name(entry.route));
-                let idle = now.signed().saturating_sub(entry.access).max(0) as u64;
-                let left = entry.ttl.saturating_sub(idle);
-                let (count, longest) = counts.entry(name).or_insert((0, 0));
-                *count += 1;
-                *longest = left.max(*longest);
-            }
-        }
-        counts
-    }
-
-    /// How many live copies with this route this node holds, of those whose id is `of`
-    /// interest, and the longest time in milliseconds until one of them ends if nobody
-    /// comes back to it. Looks at every session: for operators, not for requests.
-    pub fn count_at(
-        &self,
-        group: GroupId,
-        route: &str,
-        of: impl Fn(&[u8]) -> bool,
-        now: Time,
-    ) -> (u64, u64) {
-        let (mut count, mut longest) = (0, 0);
-        let now = now.signed();
-        let group = self.groups.get(usize::from(group.0));
-        for (group, bucket) in group
-            .into_iter()
-            .flat_map(|g| g.buckets.iter().map(move |b| (g, b)))
-        {
-            if !group.mine(bucket) {
-                continue;
-            }
-            let here = bucket.table.iter().filter(|entry| {
-                let live = !entry.deleted && !entry.expired(now);
-                live && **group.routes.name(entry.route) == *route && of(entry.id())
-            });
-            for entry in here {
-                let idle = now.saturating_sub(entry.access).max(0) as u64;
-                count += 1;
-                longest = longest.max(entry.ttl.saturating_sub(idle));
-            }
-        }
-        (count, longest)
-    }
-
-    /// Copies on this node by route, cheaply: backups and not yet swept ones count too.
-    pub fn routes(&self, group: GroupId) -> Vec<(String, usize)> {
-        let group = self.groups.get(usize::from(group.0));
-        let routes = group.into_iter().flat_map(|group| group.routes.iter());
-        routes
-            .map(|(name, count)| (name.to_owned(), count))
-            .collect()
     }
 
     /// The nodes that should hold a session, the primary first, and whether this node has

@@ -37,7 +37,7 @@
 //! - `store`: inputs and outputs; `view`: membership and the way to readiness; `ops`,
 //!   `execute`: operations; `repair`, `pull`: comparing and fetching; `upkeep`: timers, ends,
 //!   the memory bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in;
-//!   `watch`: what has changed;
+//!   `watch`: what has changed; `survey`: questions of operators to all nodes;
 //! - `driver`, `network`, `handle`: the task that connects a store to cluster and clock, and what the
 //!   rest of the agent knows of it.
 //!
@@ -61,6 +61,7 @@ mod pull;
 mod record;
 mod repair;
 mod store;
+pub mod survey;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -80,5 +81,5 @@ pub use types::{
     Expect, GroupId, MAX_DATA, MAX_ID, MAX_NODES, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, Member,
     NodeId, Op, Outcome, Replication, Session, Time, Token, Version,
 };
-pub use watch::Change;
+pub use watch::{Change, WATCHED_DATA};
 pub use wire::DecodeError;

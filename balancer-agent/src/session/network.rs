@@ -1,9 +1,12 @@
 //! The way from a store's driver to other nodes: none, or the links of the cluster.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use super::config::group_key;
 use super::types::{Member, NodeId};
@@ -11,6 +14,12 @@ use crate::cluster::{self, Cluster, Events, SendError, State};
 
 /// Version of what a node tells of its groups.
 const ABOUT: u8 = 1;
+/// For so long after its start a node does not believe that it is alone. Seeds, and nodes
+/// that are missed, are called about once a second: that is two calls of which one may get
+/// lost.
+const COMPANY: Duration = Duration::from_secs(2);
+/// That a node sends what can't be read is said once in so much time.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// What comes from other nodes.
 #[derive(Debug)]
@@ -52,6 +61,9 @@ pub trait Network: Send + 'static {
     /// # Errors
     /// [`Refused`].
     fn send(&self, to: NodeId, frame: &[u8]) -> Result<(), Refused>;
+    /// Closes the link to a node that sent what can't be read; one is made anew, later and
+    /// later. An [`Event::Link`] will come.
+    fn refuse(&mut self, node: NodeId, error: &str);
     /// The next event; never ends. The first one is [`Event::Members`]. Loses nothing when
     /// it is dropped half way.
     fn event(&mut self) -> impl Future<Output = Event> + Send;
@@ -105,6 +117,8 @@ impl Network for Alone {
         Err(Refused::NoLink)
     }
 
+    fn refuse(&mut self, _: NodeId, _: &str) {}
+
     async fn event(&mut self) -> Event {
         if let Some(event) = self.try_event() {
             return event;
@@ -133,6 +147,10 @@ pub struct Peers {
     events: Events,
     nodes: watch::Receiver<Arc<Vec<cluster::Node>>>,
     told: bool,
+    /// When it may be told that it is alone.
+    alone_from: Instant,
+    /// Nodes that sent what can't be read, and when that was said; for the last minute.
+    warned: BTreeMap<NodeId, Instant>,
 }
 
 impl Peers {
@@ -143,15 +161,15 @@ impl Peers {
             cluster,
             events,
             told: false,
+            alone_from: Instant::now() + COMPANY,
+            warned: BTreeMap::new(),
         }
     }
 
     fn members(&mut self) -> Event {
         self.told = true;
         let nodes = self.nodes.borrow_and_update();
-        let live = nodes
-            .iter()
-            .filter(|node| node.own || !matches!(node.state, State::Down | State::Left));
+        let live = nodes.iter().filter(|node| node.own || is_there(node));
         Event::Members {
             incarnation: nodes
                 .iter()
@@ -189,6 +207,15 @@ impl Peers {
     }
 }
 
+/// Whether the membership counts a node in.
+fn is_there(node: &cluster::Node) -> bool {
+    !matches!(node.state, State::Down | State::Left)
+}
+
+fn has_company(nodes: &[cluster::Node]) -> bool {
+    nodes.iter().any(|node| !node.own && is_there(node))
+}
+
 impl Network for Peers {
     fn send(&self, to: NodeId, frame: &[u8]) -> Result<(), Refused> {
         let sent = self.cluster.send(cluster::NodeId(to.0), frame);
@@ -199,8 +226,27 @@ impl Network for Peers {
         })
     }
 
+    fn refuse(&mut self, node: NodeId, error: &str) {
+        let (now, id) = (Instant::now(), cluster::NodeId(node.0));
+        self.warned.retain(|_, last| now - *last < QUIET);
+        self.warned.entry(node).or_insert_with(|| {
+            tracing::warn!(
+                node = %self.cluster.name_of(id),
+                error,
+                "the node sent a message about sessions that can't be read: its link is closed, \
+                 and will be tried again"
+            );
+            now
+        });
+        self.cluster.refuse(id, error);
+    }
+
     async fn event(&mut self) -> Event {
         if !self.told {
+            // A node that takes itself to be alone has caught up with everybody: one that
+            // comes back would serve, for a moment, without the sessions it is about to get.
+            let company = self.nodes.wait_for(|nodes| has_company(nodes));
+            let _ = timeout_at(self.alone_from, company).await;
             return self.members();
         }
         tokio::select! {
@@ -212,7 +258,11 @@ impl Network for Peers {
     }
 
     fn try_event(&mut self) -> Option<Event> {
-        if !self.told || self.nodes.has_changed().unwrap_or(false) {
+        if !self.told {
+            let told = has_company(&self.nodes.borrow()) || Instant::now() >= self.alone_from;
+            return told.then(|| self.members());
+        }
+        if self.nodes.has_changed().unwrap_or(false) {
             return Some(self.members());
         }
         let event = self.events.try_recv()?;

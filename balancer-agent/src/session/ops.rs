@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use super::codec::{EntryRef, OpRef, Record, ResultRef};
 use super::execute::End;
 use super::placement::order;
-use super::store::{Output, Store, push};
+use super::store::{Output, Store, push, push_all};
 use super::types::{
     Expect, GroupId, MAX_ID, MAX_ROUTE, MAX_TTL, MIN_ID, Manager, NodeId, Op, Outcome, Session,
     Time, Token, Version,
@@ -222,15 +222,13 @@ impl Store {
             group: self.groups[pending.group].key,
             id: &pending.id,
         };
-        for &node in waiting {
-            push(
-                &mut self.peers,
-                &self.config,
-                &mut self.counters,
-                node,
-                &record,
-            );
-        }
+        push_all(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            waiting.iter().copied(),
+            &record,
+        );
     }
 
     /// Drops from a gathering the nodes that need no longer be asked, and asks the others

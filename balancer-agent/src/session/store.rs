@@ -459,6 +459,19 @@ impl Store {
     }
 }
 
+/// [`push`] for several peers; of this node itself, which is none, nothing comes.
+pub(super) fn push_all(
+    peers: &mut BTreeMap<NodeId, Peer>,
+    config: &Config,
+    counters: &mut Counters,
+    nodes: impl IntoIterator<Item = NodeId>,
+    record: &Record<'_>,
+) {
+    for node in nodes {
+        push(peers, config, counters, node, record);
+    }
+}
+
 /// Appends a record for a peer; a function over parts of the store, so that the record
 /// may borrow from the tables.
 pub(super) fn push(

@@ -168,6 +168,7 @@ impl Routes {
     }
 
     /// Names with the number of entries on this node that bear them.
+    #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = (&str, usize)> {
         let used = self.names.iter().filter(|(_, users)| *users > 0);
         used.map(|(name, users)| (&**name, *users))

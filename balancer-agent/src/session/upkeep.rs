@@ -3,7 +3,7 @@
 
 use super::codec::{EntryRef, Record};
 use super::config::Sabotage;
-use super::store::{Store, push};
+use super::store::{Store, push, push_all};
 use super::table::Merged;
 use super::types::{NodeId, Outcome, Token};
 
@@ -129,18 +129,14 @@ impl Store {
             seq,
             idle: 0,
         };
-        for index in group.bucket(hash).holders.iter() {
-            let node = group.members[index];
-            if node != self.config.node {
-                push(
-                    &mut self.peers,
-                    &self.config,
-                    &mut self.counters,
-                    node,
-                    &record,
-                );
-            }
-        }
+        let holders = group.bucket(hash).holders.iter();
+        push_all(
+            &mut self.peers,
+            &self.config,
+            &mut self.counters,
+            holders.map(|index| group.members[index]),
+            &record,
+        );
     }
 
     pub(super) fn take_touch(&mut self, key: u32, id: &[u8], epoch: u64, seq: u32, idle: u64) {

@@ -17,6 +17,10 @@ pub struct Change {
     pub session: Option<Session>,
 }
 
+/// Data up to this length, in bytes, are told with a change. Those of the balancer's own are
+/// short; a cache of routes has no use for an application's, and pays for no copy of them.
+pub const WATCHED_DATA: usize = 512;
+
 impl Store {
     /// Keeps changes from now on, for [`Self::poll_change`]; whoever asks for them has to
     /// fetch them after every input.
@@ -39,8 +43,10 @@ impl Store {
                 age: now.saturating_sub(entry.created).max(0) as u64,
                 idle: now.saturating_sub(entry.access).max(0) as u64,
                 ttl: entry.ttl,
-                // A cache of routes has no use for the application's data.
-                data: None,
+                data: entry
+                    .data()
+                    .filter(|data| data.len() <= WATCHED_DATA)
+                    .map(Into::into),
             }),
             id,
         })

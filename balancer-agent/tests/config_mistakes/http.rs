@@ -304,6 +304,7 @@ const STICKY: &[Row] = &[
     (ROUTE, "type = \"route\"\nparameter = ^\"a/b\"", "`parameter` \"a/b\" has the character `/`", "\"jsessionid\", or false"),
     (ROUTE, "type = \"route\"\nforce = ^\"yes\"", "`force` is the string \"yes\"", "true or false"),
     (ROUTE, "type = \"route\"\nkey_file = ^\"@/cookie.key\"", "`key_file` does not belong to a `sticky` of type \"route\"", "`type = \"cookie\"`, or no `key_file`"),
+    (ROUTE, "type = \"cookie\"\nkey_file = \"@/cookie.key\"\ngroup = ^\"user\"", "`group` does not belong to a `sticky` of type \"cookie\"", "`type = \"route\"` or `\"learn\"` or `\"source\"`"),
     (ROUTE, "type = \"route\"\nidle = ^\"5m\"", "`idle` does not belong to a `sticky` of type \"route\"", "`type = \"learn\"`, or no `idle`"),
     (ROUTE, "type = \"source\"\nforce = ^true", "`force` does not belong to a `sticky` of type \"source\"", "`type = \"route\"` or `\"cookie\"` or `\"learn\"`"),
     (ROUTE, "type = \"source\"\nipv4_prefix = ^33", "`ipv4_prefix` 33 is out of range", "from 1 to 32"),

@@ -60,7 +60,6 @@ const MISTAKES: &[Row] = &[
     ("50000", "50000\nbytes_max = ^\"1G\"", "`bytes_max` is the string \"1G\"", "an integer from 1048576"),
     ("[[session.group]]", "[[session.group]]\nname = \"user\"\n[[session.group]]", "there are two groups \"user\"", "a name of its own"),
     ("group = \"user\"\n", "group = ^\"usr\"\n", "there is no group \"usr\" of sessions", "one of \"user\""),
-    ("type = \"learn\"\ncookie = \"SID\"\ngroup = ", "type = \"route\"\ngroup = ^", "`group` does not belong to a `sticky` of type \"route\"", "`type = \"learn\"` or `\"source\"`"),
     ("name = \"web\"\n\n[pool.sticky]", "name = \"web\"\n^sync_timeout = \"1s\"\n[pool.sticky]", "unknown key `sync_timeout`", "it in `[[session.group]]`"),
 ];
 

@@ -1,11 +1,13 @@
 //! The demonstration: real requests from a client through the balancer to three
 //! servers, and what happens to them when things go wrong; then sessions through two agents
-//! to four application servers. Each act ends in promises,
-//! kept or broken; the verdict is over all of them.
+//! to four application servers, and through three agents that keep them together. Each act
+//! ends in promises, kept or broken; the verdict is over all of them.
 
 mod acts;
+mod cluster;
 mod show;
 mod stage;
+mod tier;
 mod web;
 
 use std::time::{Duration, Instant};
@@ -30,7 +32,7 @@ pub struct Options {
     /// Connections that stay open through the acts under load.
     #[arg(long, default_value_t = 60)]
     pub held: u32,
-    /// Browsers with sessions in the acts about the web tier.
+    /// Browsers with sessions in the acts about the web tier and the cluster.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(8..))]
     pub sessions: u32,
 }
@@ -53,6 +55,7 @@ pub fn run(options: &Options) -> bool {
     let pins = stage.agent.pin_dir().to_owned();
     drop(stage);
     web::play(&mut show, options);
+    cluster::play(&mut show, options);
     show.promise(
         "nothing is left behind",
         netns::own().is_empty() && !pins.exists(),

@@ -7,184 +7,20 @@
 //!                           +- node1 (agent, HTTP) -+- s2  s3
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::show::{Show, milliseconds};
+use super::tier::{Browser, Plan, Tier, counts, homes};
 use super::{Options, TAKEN_OUT};
-use crate::agent::{AUTO, Agent};
-use crate::bed::SMALL;
-use crate::http::apps::{App, Setup};
-use crate::http::raw::{self, Raw};
-use crate::netns::Netns;
+use crate::agent::Agent;
+use crate::http::apps::App;
 use crate::process::{BOUND, came_true};
-use crate::topology::{Lab, Options as Topology};
 
 const NODES: usize = 2;
 const APPS: usize = 4;
 /// The application server that is killed.
 const VICTIM: usize = 1;
-const CHECK: &str = "interval = \"100ms\"\nfast_interval = \"100ms\"\ntimeout = \"1s\"\nfall = 3\n\
-                     rise = 2\n";
-
-/// Dropped in this order: agents before what they balance.
-struct Stage {
-    front: Agent,
-    nodes: Vec<Agent>,
-    apps: Vec<App>,
-    lab: Lab,
-    web: SocketAddr,
-}
-
-impl Stage {
-    fn build() -> Self {
-        // The first places are the nodes', the others the application servers'.
-        let lab = Lab::with(&Topology {
-            servers: NODES + APPS,
-            shared_segment: true,
-            ..Topology::default()
-        });
-        let apps: Vec<App> = (0..APPS)
-            .map(|i| {
-                let place = &lab.servers[NODES + i];
-                let setup = Setup {
-                    name: format!("s{i}"),
-                    listen: vec![place.at4(8080)],
-                    ..Setup::default()
-                };
-                App::start(&place.ns, setup)
-            })
-            .collect();
-        let nodes: Vec<Agent> = (0..NODES)
-            .map(|i| {
-                let place = &lab.servers[i];
-                let mut text = format!(
-                    "[[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"{}\"\npool = \"app\"\n\n\
-                     [[pool]]\nname = \"app\"\n[pool.check]\ntype = \"http\"\npath = \"/health\"\n{CHECK}\
-                     [pool.sticky]\ntype = \"route\"\n",
-                    place.at4(80)
-                );
-                for (n, app) in apps.iter().enumerate() {
-                    text += &format!(
-                        "[[pool.backend]]\nname = \"s{n}\"\naddress = \"{}\"\n",
-                        app.address()
-                    );
-                }
-                let mut node = Agent::prepare_plain(&place.ns, &text);
-                node.run();
-                node.wait_all_up();
-                node
-            })
-            .collect();
-        let web = SocketAddr::new(lab.vip4(1).into(), 80);
-        let mut text = format!(
-            "[[frontend]]\nname = \"web\"\naddress = \"{web}\"\nprotocol = \"tcp\"\npool = \"nodes\"\n\n\
-             [[pool]]\nname = \"nodes\"\n[pool.check]\ntype = \"tcp\"\n{CHECK}[pool.passive]\nrefused = true\n"
-        );
-        for i in 0..NODES {
-            let address = lab.servers[i].at4(80);
-            text += &format!("[[pool.backend]]\nname = \"node{i}\"\naddress = \"{address}\"\n");
-        }
-        let front = Agent::start_with(&lab, &format!("{AUTO}{SMALL}"), &text);
-        front.wait_all_up();
-        Self {
-            front,
-            nodes,
-            apps,
-            lab,
-            web,
-        }
-    }
-}
-
-/// Somebody with a session.
-#[derive(Default)]
-struct Browser {
-    cookie: Option<String>,
-    server: String,
-    visits: u64,
-}
-
-/// What a visit showed.
-struct Visit {
-    /// The server that answered.
-    server: String,
-    /// Whether the cookie was renamed.
-    renamed: bool,
-}
-
-impl Browser {
-    /// A request on a connection of its own.
-    fn visit(&mut self, ns: &Netns, web: SocketAddr) -> Result<Visit, String> {
-        let tcp = raw::tcp(ns, None, web).map_err(|error| error.to_string())?;
-        let cookie = self.cookie.as_ref().map(|id| format!("JSESSIONID={id}"));
-        let mut fields = vec![("Connection", "close")];
-        fields.extend(cookie.as_deref().map(|cookie| ("Cookie", cookie)));
-        let answer = Raw::plain(tcp).try_request("GET", "/session", &fields, b"");
-        let answer = answer.map_err(|trouble| trouble.to_string())?;
-        if answer.status != 200 {
-            return Err(format!("status {}", answer.status));
-        }
-        let renamed = answer.cookie("JSESSIONID").is_some() && self.cookie.is_some();
-        if let Some(id) = answer.cookie("JSESSIONID") {
-            self.cookie = Some(id.to_owned());
-        }
-        self.server = answer.server().to_owned();
-        self.visits = answer
-            .one("x-visits")
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(0);
-        Ok(Visit {
-            server: self.server.clone(),
-            renamed,
-        })
-    }
-
-    fn route(&self) -> &str {
-        let id = self.cookie.as_deref().unwrap_or_default();
-        id.split_once('.').map_or("", |(_, route)| route)
-    }
-}
-
-/// One visit of everybody; those that failed, and what they saw.
-fn round(stage: &Stage, browsers: &mut [Browser]) -> (Vec<String>, Vec<Visit>) {
-    let (mut failed, mut visits) = (Vec::new(), Vec::new());
-    for browser in browsers {
-        match browser.visit(&stage.lab.client, stage.web) {
-            Ok(visit) => visits.push(visit),
-            Err(why) => failed.push(why),
-        }
-    }
-    (failed, visits)
-}
-
-fn homes(browsers: &[Browser]) -> Vec<String> {
-    browsers
-        .iter()
-        .map(|browser| browser.server.clone())
-        .collect()
-}
-
-fn counts(homes: &[String]) -> BTreeMap<&str, usize> {
-    let mut counts = BTreeMap::new();
-    for home in homes {
-        *counts.entry(home.as_str()).or_default() += 1;
-    }
-    counts
-}
-
-/// Requests of both nodes so far: the application servers know them by address.
-fn by_node(stage: &Stage) -> Vec<usize> {
-    let seen: Vec<_> = stage.apps.iter().flat_map(App::log).collect();
-    let from = |i: usize| {
-        let address = format!("{}:", stage.lab.servers[i].v4);
-        seen.iter()
-            .filter(|seen| seen.peer.starts_with(&address))
-            .count()
-    };
-    (0..NODES).map(from).collect()
-}
 
 /// Plays the acts of the web tier.
 pub fn play(show: &mut Show, options: &Options) {
@@ -192,7 +28,13 @@ pub fn play(show: &mut Show, options: &Options) {
     show.say("An XDP frontend spreads connections over two nodes; an agent on each speaks HTTP");
     show.say("and keeps sessions by the route at the end of JSESSIONID, as mod_jk does.");
     let spinner = show.spinner("building");
-    let mut stage = Stage::build();
+    let mut stage = Tier::build(&Plan {
+        nodes: NODES,
+        apps: APPS,
+        plain_sessions: false,
+        sticky: "type = \"route\"\n",
+        more: &|_, _| String::new(),
+    });
     spinner.finish_and_clear();
     show.say(format!(
         "Browsers ask {}, one connection per request.",
@@ -207,12 +49,12 @@ pub fn play(show: &mut Show, options: &Options) {
     drop(stage.front);
 }
 
-fn stick(stage: &Stage, show: &mut Show, browsers: &mut [Browser]) {
-    let (mut failed, _) = round(stage, browsers);
+fn stick(stage: &Tier, show: &mut Show, browsers: &mut [Browser]) {
+    let (mut failed, _) = stage.round(browsers);
     let first = homes(browsers);
     let mut strayed = 0;
     for _ in 0..4 {
-        let (more, visits) = round(stage, browsers);
+        let (more, visits) = stage.round(browsers);
         failed.extend(more);
         let strays = visits
             .iter()
@@ -220,7 +62,7 @@ fn stick(stage: &Stage, show: &mut Show, browsers: &mut [Browser]) {
             .filter(|(visit, home)| visit.server != **home);
         strayed += strays.count();
     }
-    let nodes = by_node(stage);
+    let nodes = stage.by_node();
     let counts = counts(&first);
     show.table(
         ["application server", "sessions"],
@@ -240,7 +82,7 @@ fn stick(stage: &Stage, show: &mut Show, browsers: &mut [Browser]) {
     );
 }
 
-fn kill_a_server(stage: &mut Stage, show: &mut Show, browsers: &mut [Browser]) {
+fn kill_a_server(stage: &mut Tier, show: &mut Show, browsers: &mut [Browser]) {
     let victim = format!("s{VICTIM}");
     show.act("An application server dies");
     show.say(format!("`kill -9` hits {victim} while browsers go on."));
@@ -251,7 +93,7 @@ fn kill_a_server(stage: &mut Stage, show: &mut Show, browsers: &mut [Browser]) {
     let mut renamed = 0;
     let mut targets: Vec<BTreeSet<String>> = vec![BTreeSet::new(); browsers.len()];
     for _ in 0..5 {
-        let (more, visits) = round(stage, browsers);
+        let (more, visits) = stage.round(browsers);
         failed.extend(more);
         renamed += visits.iter().filter(|visit| visit.renamed).count();
         for (browser, targets) in browsers.iter().zip(&mut targets) {
@@ -313,7 +155,7 @@ fn kill_a_server(stage: &mut Stage, show: &mut Show, browsers: &mut [Browser]) {
         stage.nodes.iter().all(up)
     });
     let after = homes(browsers);
-    let (failed, visits) = round(stage, browsers);
+    let (failed, visits) = stage.round(browsers);
     let strays = visits
         .iter()
         .zip(&after)
@@ -326,7 +168,7 @@ fn kill_a_server(stage: &mut Stage, show: &mut Show, browsers: &mut [Browser]) {
     );
 }
 
-fn kill_an_agent(stage: &mut Stage, show: &mut Show, browsers: &mut [Browser]) {
+fn kill_an_agent(stage: &mut Tier, show: &mut Show, browsers: &mut [Browser]) {
     show.act("An agent dies");
     show.say("`kill -9` hits the agent of node1; browsers that fail try again, as people do.");
     let spinner = show.spinner("browsing");
@@ -384,13 +226,13 @@ fn kill_an_agent(stage: &mut Stage, show: &mut Show, browsers: &mut [Browser]) {
         stage.front.backend("nodes", "node1")["health"] == "up"
     });
     stage.apps.iter().for_each(App::clear);
-    let (failed, visits) = round(stage, browsers);
+    let (failed, visits) = stage.round(browsers);
     let strays = visits
         .iter()
         .zip(&before)
         .filter(|(visit, home)| visit.server != **home);
     let strayed = strays.count();
-    let nodes = by_node(stage);
+    let nodes = stage.by_node();
     show.promise(
         "started again, it gets its share, and sessions are where they were",
         back && failed.is_empty() && strayed == 0 && nodes.iter().all(|&count| count > 0),

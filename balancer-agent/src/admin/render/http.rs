@@ -313,6 +313,7 @@ mod tests {
             requests_in_flight: 3,
             sessions: None,
             last_session_ends_ms: None,
+            sessions_unheard: Vec::new(),
             traffic: Default::default(),
         }
     }

@@ -1,7 +1,8 @@
 //! What `balancer sessions` prints, and the store's part of `balancer status`.
 
 use super::{bytes, duration, right, table, titled};
-use crate::admin::sessions::{RouteCount, SessionList, SessionStatus, SessionsStatus};
+use crate::admin::sessions::{SessionCounts, SessionList, SessionStatus, SessionsStatus};
+use crate::admin::survey::Unheard;
 
 /// Groups, and what is worth a word.
 pub(super) fn status(sessions: &SessionsStatus) -> String {
@@ -49,6 +50,24 @@ pub(super) fn status(sessions: &SessionsStatus) -> String {
     out
 }
 
+/// Whose sessions are missing in an answer; nothing when nobody's are.
+pub fn unheard(unheard: &[Unheard]) -> String {
+    let each = unheard
+        .iter()
+        .map(|one| format!("{}: {}", one.node, one.why));
+    match unheard.is_empty() {
+        true => String::new(),
+        false => format!("not complete: {}", each.collect::<Vec<_>>().join("; ")),
+    }
+}
+
+fn last_line(all: &[Unheard]) -> String {
+    match all.is_empty() {
+        true => String::new(),
+        false => format!("{}\n", unheard(all)),
+    }
+}
+
 /// Sessions for people.
 pub fn sessions(list: &SessionList) -> String {
     let mut table = table(&["Id", "Group", "Pool", "Route", "Age", "Idle", "Ends in"]);
@@ -68,32 +87,26 @@ pub fn sessions(list: &SessionList) -> String {
         true => "and more: --limit shows them\n",
         false => "",
     };
-    format!("{table}\n{more}")
+    format!("{table}\n{more}{}", last_line(&list.unheard))
 }
 
 /// Counts for people.
-pub fn session_counts(counts: &[RouteCount]) -> String {
-    let mut table = table(&[
-        "Group",
-        "Route",
-        "On this node",
-        "Primary here",
-        "Last ends in",
-    ]);
+pub fn session_counts(counts: &SessionCounts) -> String {
+    let mut table = table(&["Group", "Route", "Sessions", "On this node", "Last ends in"]);
     right(&mut table, 2..5);
-    for count in counts {
+    for count in &counts.counts {
         table.add_row([
             count.group.clone(),
             count.route.clone(),
+            count.sessions.to_string(),
             count.copies.to_string(),
-            count.primary.to_string(),
-            match count.primary {
+            match count.sessions {
                 0 => String::new(),
                 _ => duration(count.last_ends_ms),
             },
         ]);
     }
-    format!("{table}\n")
+    format!("{table}\n{}", last_line(&counts.unheard))
 }
 
 /// One session for people.
@@ -121,5 +134,23 @@ pub fn session(session: &SessionStatus) -> String {
     let lines = rows
         .iter()
         .map(|(key, value)| format!("{key:<9} {value}\n"));
-    lines.collect()
+    let mut copies = table(&["Node", "Role", "Copy", "Newest", "Version", "Route", "Idle"]);
+    right(&mut copies, 6..7);
+    for copy in &session.replicas {
+        copies.add_row([
+            copy.node.clone(),
+            copy.role.clone(),
+            copy.state.clone(),
+            match (&copy.version, copy.newest) {
+                (None, _) => String::new(),
+                (_, true) => "yes".into(),
+                (_, false) => "no".into(),
+            },
+            copy.version.clone().unwrap_or_default(),
+            copy.route.clone().unwrap_or_default(),
+            copy.idle_ms.map(duration).unwrap_or_default(),
+        ]);
+    }
+    let lines: String = lines.collect();
+    format!("{lines}{copies}\n")
 }

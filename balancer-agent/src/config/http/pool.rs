@@ -17,7 +17,7 @@ use crate::config::value;
 use crate::model::Named;
 use crate::model::http::{
     BackendHttp, BackendProtocol, BackendTimeouts, BackendTls, HttpBalance, MaintenancePage,
-    Observe, PoolHttp, ProxyVersion, Queue, RETRY_STATUS, Retries, Verify,
+    Observe, PoolHttp, ProxyVersion, Queue, RETRY_STATUS, Retries, Sticky, Verify,
 };
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -50,7 +50,9 @@ pub(in crate::config) fn pool(
         .as_ref()
         .and_then(|table| sticky::sticky(table.get_ref(), &table.span(), findings));
     let raw_sticky = raw.sticky.as_ref().map(|table| &**table.get_ref());
-    let group = raw_sticky.and_then(|sticky| {
+    // One that does not belong there has been refused.
+    let keeps = raw_sticky.filter(|_| !matches!(sticky, Some(Sticky::Cookie(_))));
+    let group = keeps.and_then(|sticky| {
         findings.optional("group", &sticky.group, |v| {
             Ok(Arc::from(v.text("\"user\"")?))
         })

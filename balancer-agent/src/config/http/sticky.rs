@@ -137,7 +137,7 @@ fn keys_of_type(raw: &RawSticky, kind: Type, findings: &mut Findings) {
         ("same_site", &raw.same_site, &[Cookie]),
         ("partitioned", &raw.partitioned, &[Cookie]),
         ("idle", &raw.idle, &[Learn]),
-        ("group", &raw.group, &[Learn, Source]),
+        ("group", &raw.group, &[Route, Learn, Source]),
         ("ipv4_prefix", &raw.ipv4_prefix, &[Source]),
         ("ipv6_prefix", &raw.ipv6_prefix, &[Source]),
     ];

@@ -100,27 +100,35 @@ pub fn pool_status(view: &PoolView) -> HttpPoolStatus {
 /// What the pool's stickiness remembers.
 fn tables(view: &PoolView) -> Vec<TableStatus> {
     let memory = &view.live.sticky;
-    let (kind, entries, evicted) = match &view.pool.http.sticky {
-        Some(Sticky::Learn(_)) => ("learned", memory.bindings.len(), &memory.bindings.evicted),
-        Some(Sticky::Route(_)) => ("translated", memory.ids.len(), &memory.ids.evicted),
-        Some(Sticky::Source { .. }) if view.pool.http.sessions.is_some() => {
-            ("bound", memory.bindings.len(), &memory.bindings.evicted)
-        }
-        Some(Sticky::Cookie(_) | Sticky::Source { .. }) | None => return Vec::new(),
-    };
-    vec![TableStatus {
+    let table = |kind: &str, entries: usize, evicted| TableStatus {
         kind: kind.into(),
         entries: entries as u64,
         limit: view.learned_max as u64,
         evicted: read(evicted),
-    }]
+    };
+    let bindings = |kind| table(kind, memory.bindings.len(), &memory.bindings.evicted);
+    let mut tables = Vec::new();
+    match &view.pool.http.sticky {
+        Some(Sticky::Learn(_)) => tables.push(bindings("learned")),
+        Some(Sticky::Route(_)) => {
+            tables.push(table("translated", memory.ids.len(), &memory.ids.evicted));
+            if view.pool.http.sessions.is_some() {
+                tables.push(bindings("bound"));
+            }
+        }
+        Some(Sticky::Source { .. }) if view.pool.http.sessions.is_some() => {
+            tables.push(bindings("bound"));
+        }
+        Some(Sticky::Cookie(_) | Sticky::Source { .. }) | None => {}
+    }
+    tables
 }
 
 /// Bindings by the stable hash of the backend's route; other kinds of stickiness keep none.
 fn sessions(view: &PoolView) -> Option<HashMap<u64, u64>> {
     match &view.pool.http.sticky {
         Some(Sticky::Learn(_)) => {}
-        Some(Sticky::Source { .. }) if view.pool.http.sessions.is_some() => {}
+        Some(Sticky::Source { .. } | Sticky::Route(_)) if view.pool.http.sessions.is_some() => {}
         _ => return None,
     }
     let mut counts = HashMap::new();

@@ -12,19 +12,11 @@ use http::header::{DATE, HeaderMap, SET_COOKIE};
 use smallvec::SmallVec;
 
 use super::super::balance::{PoolView, Session, SessionKey, Target, Wish, hash};
-use super::shared::{self, Digest};
+use super::shared::{self, digest};
 use super::table::Bounds;
 use super::{Affinity, Binding, Kind, cookies};
 use crate::model::http::StickyLearn;
 use crate::session::handle::Held;
-
-/// What a value is remembered under.
-fn digest(view: &PoolView, value: &[u8]) -> Digest {
-    match view.shared.as_deref() {
-        Some(shared) => shared.digest(value),
-        None => Digest::own(view.live.sticky.prints.of(value)),
-    }
-}
 
 fn bounds(view: &PoolView, config: &StickyLearn) -> Bounds {
     Bounds {

@@ -11,7 +11,7 @@
 //! - `inserted.rs`, `seal.rs`: a cookie of the balancer's own, signed or opaque;
 //! - `learn.rs`: a cookie of the application's, remembered;
 //! - the client's address needs no file: it is a key for the rendezvous;
-//! - `shared.rs`: what other nodes have to know of it, and ask for;
+//! - `shared.rs`: what other nodes have to know of it, and ask for; `together.rs`: of `route`;
 //! - `memory.rs`, `table.rs`: what is remembered, bounded and shared between threads;
 //! - `cookies.rs`: the header fields as bytes.
 //!
@@ -28,6 +28,7 @@ mod shared;
 mod table;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -203,7 +204,14 @@ pub fn rewrite_response(
 ) -> Option<Held> {
     match view.stickiness() {
         Some(Sticky::Route(config)) => {
-            route::rewrite_response(view, config, affinity, chosen, request_secure, response);
+            return route::rewrite_response(
+                view,
+                config,
+                affinity,
+                chosen,
+                request_secure,
+                response,
+            );
         }
         Some(Sticky::Cookie(config)) => {
             if let Some(ready) = &view.sticky.0 {

@@ -22,6 +22,7 @@
 //! gets the suffix taken off that names it, also when the table has forgotten.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -34,13 +35,14 @@ use smallvec::SmallVec;
 use super::super::balance::{PoolView, Session, SessionKey, Target, Wish};
 use super::inserted::keep_private;
 use super::memory::Issued;
-use super::table::Bounds;
-use super::{Affinity, Kind, cookies, seconds};
+use super::together::{self, Together};
+use super::{Affinity, Kind, cookies, seconds, shared};
 use crate::model::http::StickyRoute;
 use crate::proxy::route::NormalPath;
+use crate::session::handle::Held;
 
 /// Longest id that is rewritten or remembered, in bytes.
-const ID_MAX: usize = 1024;
+pub(super) const ID_MAX: usize = 1024;
 
 /// Fields of responses that name addresses.
 const ADDRESSES: [HeaderName; 4] = [LOCATION, CONTENT_LOCATION, REFRESH, LINK];
@@ -53,6 +55,8 @@ pub(super) struct Found {
     in_cookie: bool,
     /// Place of the attributes that its cookie has.
     scope: Option<u8>,
+    /// What all nodes know of it, in a pool with a group.
+    pub(super) together: Option<Together>,
 }
 
 /// The path parameter.
@@ -67,7 +71,7 @@ enum Parameter {
 }
 
 /// Base and suffix of an id; the suffix is without its `.`.
-fn split(id: &[u8]) -> (&[u8], Option<&[u8]>) {
+pub(super) fn split(id: &[u8]) -> (&[u8], Option<&[u8]>) {
     match memchr::memchr(b'.', id) {
         Some(dot) => (&id[..dot], Some(&id[dot + 1..])),
         None => (id, None),
@@ -75,7 +79,7 @@ fn split(id: &[u8]) -> (&[u8], Option<&[u8]>) {
 }
 
 /// Whom a suffix names.
-fn target(view: &PoolView, suffix: &[u8]) -> Option<Target> {
+pub(super) fn target(view: &PoolView, suffix: &[u8]) -> Option<Target> {
     if let Some(index) = view.by_route(suffix) {
         return Some(Target::Backend(index as u32));
     }
@@ -123,6 +127,7 @@ pub(super) fn read(
     let scope = in_cookie
         .then(|| view.live.sticky.scope_for(path.decoded()))
         .flatten();
+    let together = together::read(view, id, &mut targets);
     let parameter = match parameter {
         None => Parameter::Absent,
         Some(own) if own == id => Parameter::Lead,
@@ -138,8 +143,21 @@ pub(super) fn read(
             parameter,
             in_cookie,
             scope,
+            together,
         }),
     }
+}
+
+/// Where a backend sent an id.
+#[derive(Clone, Copy)]
+enum Sent<'a> {
+    /// As the session's cookie.
+    Set,
+    /// In an address.
+    Address,
+    /// In an address that may be another site's: only ids that are known to be this one's
+    /// are changed, and the one that was just set.
+    Foreign { fresh: &'a [u8] },
 }
 
 /// One request's or response's ids, translated.
@@ -148,13 +166,26 @@ struct Translator<'a> {
     chosen: usize,
     /// The id that failed over: base, and what its backend put after it.
     moved: Option<(&'a [u8], Issued)>,
+    /// What its browser's id ended in.
+    moved_from: Option<&'a [u8]>,
+    /// What all nodes know of the request's session.
+    together: Option<&'a Together>,
+    /// The last write that the response has to wait for.
+    held: RefCell<Option<Held>>,
 }
 
 impl<'a> Translator<'a> {
-    fn bounds(&self) -> Bounds {
-        Bounds {
-            entries: self.view.learned_max,
-            idle: None,
+    fn new(view: &'a PoolView, affinity: &'a Affinity, chosen: usize) -> Self {
+        Self {
+            view,
+            chosen,
+            moved: None,
+            moved_from: None,
+            together: match &affinity.kind {
+                Kind::Route(found) => found.together.as_ref(),
+                _ => None,
+            },
+            held: RefCell::default(),
         }
     }
 
@@ -163,20 +194,69 @@ impl<'a> Translator<'a> {
         if memory.ids.is_empty() {
             return None;
         }
-        let print = memory.prints.of(base);
-        memory.ids.get(print, self.bounds(), seconds())
+        let get = |print| memory.ids.get(print, shared::forever(self.view), seconds());
+        let known = get(shared::digest(self.view, base).print);
+        match self.view.shared {
+            // From before the pool got its group.
+            Some(_) => known.or_else(|| get(memory.prints.of(base))),
+            None => known,
+        }
     }
 
-    fn remember(&self, base: &[u8], issued: Issued) {
-        let memory = &self.view.live.sticky;
-        let print = memory.prints.of(base);
-        memory.ids.put(print, issued, self.bounds(), seconds());
+    /// Notes that the backend issued an id. What is set as a cookie all nodes have to know;
+    /// an address may only repeat what the browser said.
+    fn issue(&self, base: &[u8], issued: Issued, sent: Sent<'_>) {
+        let (view, route) = (self.view, &self.view.backends[self.chosen].http.route);
+        let ids = &view.live.sticky.ids;
+        let before = self.remembered(base);
+        let own = matches!(&issued, Issued::Suffix(suffix) if **suffix == *route.as_bytes());
+        let anew = match own {
+            true => before.is_some(),
+            false => before.as_ref() != Some(&issued),
+        };
+        let tell = matches!(sent, Sent::Set) && view.shared.is_some();
+        if !tell && own && !anew {
+            return;
+        }
+        let digest = shared::digest(view, base);
+        if tell {
+            let data = together::encode(&issued, route.as_bytes());
+            self.hold(shared::issue(view, digest, self.chosen, data, anew));
+        }
+        match own {
+            true => ids.remove(digest.print),
+            false => ids.put(digest.print, issued, shared::forever(view), seconds()),
+        }
     }
 
+    /// Notes that the backend has the session that moved to it.
+    fn settle(&self, base: &[u8], issued: Issued) {
+        let view = self.view;
+        let digest = shared::digest(view, base);
+        let known = self.together.is_some_and(|together| together.known);
+        // An id without suffix got the browser's from here: it names who issued it.
+        let home = self.moved_from.unwrap_or_default();
+        let data = || together::encode(&issued, home);
+        self.hold(shared::move_to(view, digest, self.chosen, known, data));
+        let ids = &view.live.sticky.ids;
+        ids.put(digest.print, issued, shared::forever(view), seconds());
+    }
+
+    fn hold(&self, held: Option<Held>) {
+        if held.is_some() {
+            *self.held.borrow_mut() = held;
+        }
+    }
+
+    /// Notes that the backend ended a session.
     fn forget(&self, base: &[u8]) {
-        let memory = &self.view.live.sticky;
-        if !memory.ids.is_empty() {
-            memory.ids.remove(memory.prints.of(base));
+        if base.is_empty() {
+            return;
+        }
+        let digest = shared::digest(self.view, base);
+        self.view.live.sticky.ids.remove(digest.print);
+        if self.view.shared.is_some() {
+            shared::forget(self.view, digest);
         }
     }
 
@@ -208,9 +288,8 @@ impl<'a> Translator<'a> {
         })
     }
 
-    /// What the browser is to see instead of the `id` that a backend sent. With `foreign`
-    /// it may be another site's: only ids that are known to be this one's are changed.
-    fn outward(&self, id: &[u8], foreign: Option<&[u8]>) -> Option<Vec<u8>> {
+    /// What the browser is to see instead of the `id` that a backend sent.
+    fn outward(&self, id: &[u8], sent: Sent<'_>) -> Option<Vec<u8>> {
         let backend = &self.view.backends[self.chosen];
         let route = backend.http.route.as_bytes();
         let (base, suffix) = split(id);
@@ -221,26 +300,29 @@ impl<'a> Translator<'a> {
         let whole = || [base, b".", route].concat();
         match suffix {
             None => {
-                let own = moved.is_some()
-                    || foreign.is_none_or(|fresh| fresh == base)
-                    || self.remembered(base).is_some();
+                let own = match sent {
+                    Sent::Set | Sent::Address => true,
+                    Sent::Foreign { fresh } => {
+                        moved.is_some() || fresh == base || self.remembered(base).is_some()
+                    }
+                };
                 if !own {
                     return None;
                 }
                 self.view.live.sticky.any_bare.store(true, Relaxed);
                 backend.live.style.saw_bare();
-                self.remember(base, Issued::Bare);
+                self.issue(base, Issued::Bare, sent);
                 Some(whole())
             }
             Some(suffix) if suffix == route => {
                 backend.live.style.saw_routed();
-                self.forget(base);
+                self.issue(base, Issued::Suffix(suffix.into()), sent);
                 None
             }
             Some(suffix) => {
                 let same = |issued: &Issued| matches!(issued, Issued::Suffix(s) if **s == *suffix);
                 if moved.is_some_and(|(_, issued)| same(issued)) {
-                    self.remember(base, Issued::Suffix(suffix.into()));
+                    self.settle(base, Issued::Suffix(suffix.into()));
                 } else if !self.remembered(base).is_some_and(|issued| same(&issued)) {
                     return None;
                 }
@@ -264,11 +346,7 @@ pub(super) fn rewrite_request(
     let (Kind::Route(found), Some(lead)) = (&affinity.kind, lead(affinity)) else {
         return None;
     };
-    let translator = Translator {
-        view,
-        chosen,
-        moved: None,
-    };
+    let translator = Translator::new(view, affinity, chosen);
     cookies::change(headers, &config.cookie, |id| translator.inward(id));
     let id = match &found.parameter {
         Parameter::Absent => return None,
@@ -287,19 +365,18 @@ pub(super) fn rewrite_response(
     chosen: usize,
     request_secure: bool,
     response: &mut response::Parts,
-) {
+) -> Option<Held> {
     let headers = &mut response.headers;
     let has_addresses =
         !config.parameter.is_empty() && ADDRESSES.iter().any(|name| headers.contains_key(name));
     let moved = moved(affinity, chosen);
-    if moved.is_none() && !has_addresses && !headers.contains_key(SET_COOKIE) {
-        return;
+    let mut translator = Translator::new(view, affinity, chosen);
+    // The browser knows better than the store.
+    let mend = (translator.together)
+        .filter(|together| together.known && together.bound != Some(view.backends[chosen].hash));
+    if moved.is_none() && mend.is_none() && !has_addresses && !headers.contains_key(SET_COOKIE) {
+        return None;
     }
-    let mut translator = Translator {
-        view,
-        chosen,
-        moved: None,
-    };
     if let Some((base, suffix)) = moved {
         let issued = suffix.and_then(|suffix| translator.issued(base, suffix));
         let issued = issued.unwrap_or_else(|| match suffix {
@@ -307,17 +384,21 @@ pub(super) fn rewrite_response(
             None => Issued::Bare,
         });
         translator.moved = Some((base, issued));
+        translator.moved_from = suffix;
     }
     let (spoke, fresh) = set_cookies(&translator, config, affinity, headers);
     if has_addresses {
         addresses(&translator, &config.parameter, &fresh, headers);
     }
     if spoke {
-        return;
+        return translator.held.into_inner();
     }
     if let (Some((base, issued)), Kind::Route(found)) = (&translator.moved, &affinity.kind) {
-        view.live.sticky.rebound.fetch_add(1, Relaxed);
-        translator.remember(base, issued.clone());
+        let followed = (translator.together).and_then(|together| together.followed);
+        if followed != Some(chosen as u32) {
+            view.live.sticky.rebound.fetch_add(1, Relaxed);
+        }
+        translator.settle(base, issued.clone());
         if found.in_cookie {
             let scope = found.scope.and_then(|at| view.live.sticky.scope(at));
             let scope = match (&scope, request_secure) {
@@ -332,7 +413,11 @@ pub(super) fn rewrite_response(
                 keep_private(headers);
             }
         }
+    } else if let Some(together) = mend {
+        let digest = together.digest;
+        translator.hold(shared::move_to(view, digest, chosen, true, || None));
     }
+    translator.held.into_inner()
 }
 
 /// The id that the session's key is.
@@ -352,7 +437,12 @@ fn moved(affinity: &Affinity, chosen: usize) -> Option<(&[u8], Option<&[u8]>)> {
     let id = lead(affinity)?;
     let (base, suffix) = split(id);
     let can = !base.is_empty() && id.len() <= ID_MAX && cookies::is_plain(base);
-    (can && !affinity.names(chosen)).then_some((base, suffix))
+    let followed = match &affinity.kind {
+        Kind::Route(found) => found.together.as_ref().and_then(|t| t.followed),
+        _ => None,
+    };
+    let elsewhere = !affinity.names(chosen) || followed == Some(chosen as u32);
+    (can && elsewhere).then_some((base, suffix))
 }
 
 /// Translates what the backend sets. Whether it set or ended the cookie, and the base of
@@ -383,7 +473,7 @@ fn set_cookies(
         }
         translator.view.live.sticky.learn_scope(&cookie);
         fresh = split(cookie.value).0.into();
-        if let Some(id) = translator.outward(cookie.value, None)
+        if let Some(id) = translator.outward(cookie.value, Sent::Set)
             && let Some(changed) = cookies::replaced(field.as_bytes(), &[(cookie.at, id)])
         {
             *field = changed;
@@ -402,7 +492,10 @@ fn addresses(translator: &Translator<'_>, parameter: &str, fresh: &[u8], headers
         for field in fields.iter_mut() {
             let bytes = field.as_bytes();
             // A name of a host, which may be another site's.
-            let foreign = memchr::memmem::find(bytes, b"//").map(|_| fresh);
+            let sent = match memchr::memmem::find(bytes, b"//") {
+                Some(_) => Sent::Foreign { fresh },
+                None => Sent::Address,
+            };
             let changes: SmallVec<[_; 2]> = memchr::memmem::find_iter(bytes, &mark)
                 .filter_map(|at| {
                     let from = at + mark.len();
@@ -410,7 +503,7 @@ fn addresses(translator: &Translator<'_>, parameter: &str, fresh: &[u8], headers
                         .iter()
                         .position(|b| b";/?#\"'<>, ".contains(b))
                         .map_or(bytes.len(), |length| from + length);
-                    let id = translator.outward(&bytes[from..end], foreign)?;
+                    let id = translator.outward(&bytes[from..end], sent)?;
                     Some((from..end, id))
                 })
                 .collect();

@@ -16,7 +16,7 @@ use siphasher::sip128::{Hasher128 as _, SipHasher13};
 use super::super::balance::{PoolView, Session, SessionKey, Target, Wish, hash};
 use super::memory::Bound;
 use super::table::{Bounds, Fingerprint};
-use super::{Affinity, Kind, seconds};
+use super::{Affinity, Kind, route, seconds, together};
 use crate::model::Pool;
 use crate::model::http::Sticky;
 use crate::session::handle::{Held, Sessions};
@@ -115,6 +115,7 @@ impl Shared {
                 ipv4_prefix,
                 ipv6_prefix,
             } => self.digest_of(said.parse().ok()?, *ipv4_prefix, *ipv6_prefix),
+            Sticky::Route(_) => self.digest(route::split(said.as_bytes()).0),
             _ => self.digest(said.as_bytes()),
         };
         Some((self.group, self.id(digest).to_vec()))
@@ -128,7 +129,7 @@ impl Shared {
         }
     }
 
-    fn bounds(&self, view: &PoolView) -> Bounds {
+    pub(super) fn bounds(&self, view: &PoolView) -> Bounds {
         Bounds {
             entries: view.learned_max,
             idle: Some(u32::try_from(self.ttl.as_secs().max(1)).unwrap_or(u32::MAX)),
@@ -193,6 +194,74 @@ pub(super) fn bind(view: &PoolView, digest: Digest, chosen: usize, bounds: Bound
     shared.sessions.bind(shared.group, &id, route, shared.ttl)
 }
 
+/// Notes who has a session that a backend issued, or issued `anew`, with its data.
+pub(super) fn issue(
+    view: &PoolView,
+    digest: Digest,
+    chosen: usize,
+    data: Option<Box<[u8]>>,
+    anew: bool,
+) -> Option<Held> {
+    let shared = view.shared.as_deref()?;
+    if set_backend(view, shared, digest, chosen) && !anew {
+        return None;
+    }
+    let (id, route) = (shared.id(digest), &view.backends[chosen].http.route);
+    let sessions = &shared.sessions;
+    sessions.put(shared.group, &id, route, shared.ttl, Some(data?))
+}
+
+/// Notes who has a session now that another backend, or this one, had before. `data` are
+/// those of one that the store does not know.
+pub(super) fn move_to(
+    view: &PoolView,
+    digest: Digest,
+    chosen: usize,
+    known: bool,
+    data: impl FnOnce() -> Option<Box<[u8]>>,
+) -> Option<Held> {
+    let shared = view.shared.as_deref()?;
+    if set_backend(view, shared, digest, chosen) {
+        return None;
+    }
+    let (id, route) = (shared.id(digest), &view.backends[chosen].http.route);
+    let (sessions, group) = (&shared.sessions, shared.group);
+    match known {
+        true => sessions.rebind(group, &id, route),
+        false => sessions.put(group, &id, route, shared.ttl, Some(data()?)),
+    }
+}
+
+/// Has the table name a backend; whether it did before.
+fn set_backend(view: &PoolView, shared: &Shared, digest: Digest, chosen: usize) -> bool {
+    let (now, bounds) = (seconds(), shared.bounds(view));
+    let backend = view.backends[chosen].hash;
+    let bindings = &view.live.sticky.bindings;
+    let before = bindings.visit(digest.print, bounds, now, |bound| {
+        std::mem::replace(&mut bound.backend, backend)
+    });
+    if before.is_none() {
+        bindings.put(digest.print, Bound { backend, told: now }, bounds, now);
+    }
+    before == Some(backend)
+}
+
+/// What a value is remembered under.
+pub(super) fn digest(view: &PoolView, value: &[u8]) -> Digest {
+    match view.shared.as_deref() {
+        Some(shared) => shared.digest(value),
+        None => Digest::own(view.live.sticky.prints.of(value)),
+    }
+}
+
+/// Bounds of what has no time to live.
+pub(super) fn forever(view: &PoolView) -> Bounds {
+    Bounds {
+        entries: view.learned_max,
+        idle: None,
+    }
+}
+
 /// Forgets a binding, everywhere.
 pub(super) fn forget(view: &PoolView, digest: Digest) -> Option<Held> {
     view.live.sticky.bindings.remove(digest.print);
@@ -209,6 +278,10 @@ impl Affinity {
     fn unknown(&self) -> Option<Digest> {
         match self.kind {
             Kind::Learn(bound) | Kind::Source(bound) if !bound.known => Some(bound.digest),
+            Kind::Route(ref found) => {
+                let together = found.together.as_ref().filter(|found| !found.known);
+                together.map(|found| found.digest)
+            }
             _ => None,
         }
     }
@@ -231,6 +304,8 @@ pub async fn ask(view: &PoolView, affinity: &mut Affinity) {
         Ok(None) => {
             let now = seconds();
             memory.unknown.put(digest.print, now, UNKNOWN, now);
+            // What the table may have had was old.
+            memory.bindings.remove(digest.print);
             return;
         }
         // Another request may be luckier.
@@ -243,8 +318,10 @@ pub async fn ask(view: &PoolView, affinity: &mut Affinity) {
     };
     let bounds = shared.bounds(view);
     memory.bindings.put(digest.print, bound, bounds, seconds());
-    if let Kind::Learn(bound) | Kind::Source(bound) = &mut affinity.kind {
-        bound.known = true;
+    match &mut affinity.kind {
+        Kind::Learn(bound) | Kind::Source(bound) => bound.known = true,
+        Kind::Route(_) => return together::heard(view, affinity, &found),
+        Kind::None | Kind::Cookie { .. } => return,
     }
     affinity.wish = bound_to(view, Some(backend), &affinity.wish);
 }
@@ -311,9 +388,16 @@ pub(in crate::proxy) fn apply(view: &PoolView, change: &Change) {
     let Some(shared) = view.shared.as_deref().filter(|s| s.is_of(change)) else {
         return;
     };
-    let mut print = [0; 8];
-    print.copy_from_slice(&change.id[4..12]);
-    let print = Fingerprint::of_hash(u64::from_be_bytes(print));
+    let part = |from: usize| {
+        let mut part = [0; 8];
+        part.copy_from_slice(&change.id[from..from + 8]);
+        u64::from_be_bytes(part)
+    };
+    let digest = Digest {
+        print: Fingerprint::of_hash(part(4)),
+        rest: part(12),
+    };
+    let print = digest.print;
     let bindings = &view.live.sticky.bindings;
     let Some(session) = &change.session else {
         bindings.remove(print);
@@ -326,4 +410,7 @@ pub(in crate::proxy) fn apply(view: &PoolView, change: &Change) {
         told: now,
     };
     bindings.put(print, bound, shared.bounds(view), now.saturating_sub(idle));
+    if let Some(Sticky::Route(_)) = view.stickiness() {
+        together::learn(view, digest, session);
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::shared::{Shared, apply, ask};
 use super::*;
-use crate::model::http::StickyLearn;
+use crate::model::http::{StickyLearn, StickyRoute};
 use crate::model::session::PoolSessions;
 use crate::proxy::testing::local;
 use crate::session::driver::{Alone, GroupSetup, Setup, Watch, start};
@@ -31,6 +31,14 @@ fn learn() -> Sticky {
     Sticky::Learn(StickyLearn {
         cookie: "SID".into(),
         idle: Duration::from_secs(600),
+        force: false,
+    })
+}
+
+fn by_route() -> Sticky {
+    Sticky::Route(StickyRoute {
+        cookie: "JSESSIONID".into(),
+        parameter: "jsessionid".into(),
         force: false,
     })
 }
@@ -229,5 +237,201 @@ fn with_sync_the_response_that_ends_a_session_is_held() {
         assert_eq!(end(&two.views[1]).await, Kept::All(1));
         assert_eq!(two.held(), 0);
         assert_eq!(end(&two.views[0]).await, Kept::Absent, "it has ended");
+    });
+}
+
+/// A browser at a view, and what became of its request.
+fn ask_with(view: &Arc<PoolView>, cookie: &str) -> (String, Vec<String>, Vec<String>) {
+    let done = exchange(view, "/", &[&format!("JSESSIONID={cookie}")], &[]);
+    let set = done.set();
+    (done.backend, done.cookies, set)
+}
+
+fn text(values: &[&str]) -> Vec<String> {
+    values.iter().map(|value| (*value).to_owned()).collect()
+}
+
+#[test]
+fn a_route_that_failed_over_is_followed_and_translated_at_both() {
+    local(async {
+        let both = two(by_route(), Replication::Async, 2);
+        both.ready().await;
+        let [one, other] = &both.views;
+        let issue = [("set-cookie", "JSESSIONID=ABC.s1; Path=/")];
+        let busy = share(
+            &Spec("s1 s2:drain s3:drain"),
+            &by_route(),
+            &both.sessions,
+            Some(one),
+        );
+        assert_eq!(exchange(&busy, "/", &[], &issue).backend, "s1");
+        both.settled().await;
+        assert_eq!(both.held(), 1, "the other knows it");
+        assert!(
+            other.live.sticky.ids.is_empty(),
+            "there is nothing to translate"
+        );
+        let counts = || both.sessions.group(GroupId(0)).unwrap().counts.status();
+        // Saying it again is no news.
+        let _ = exchange(&busy, "/", &["JSESSIONID=ABC.s1"], &issue);
+        assert_eq!(counts().bound, 1);
+
+        let dead = share(
+            &Spec("s1:down s2 s3:drain"),
+            &by_route(),
+            &both.sessions,
+            Some(one),
+        );
+        let (backend, cookies, set) = ask_with(&dead, "ABC.s1");
+        assert_eq!((&*backend, cookies), ("s2", text(&["JSESSIONID=ABC.s1"])));
+        assert_eq!(set.len(), 1);
+        assert!(set[0].starts_with("JSESSIONID=ABC.s2;"), "{set:?}");
+        both.settled().await;
+        assert_eq!((counts().bound, counts().rebound), (1, 1));
+
+        // The other has seen none of it, and all its backends are up.
+        let (backend, cookies, set) = ask_with(other, "ABC.s2");
+        assert_eq!(
+            (&*backend, cookies, set.len()),
+            ("s2", text(&["JSESSIONID=ABC.s1"]), 0)
+        );
+        // A browser that has not heard of the failover: id and table differ.
+        let mut old = read_at(other, "/", &cookies_of("ABC.s1"));
+        assert!(old.asks(other));
+        ask(other, &mut old).await;
+        assert_eq!(named(other, &old).as_deref(), Some("s2"));
+        let done = answered(other, &old, "ABC.s1");
+        assert_eq!(done.0, "s2");
+        assert_eq!(done.1, ["JSESSIONID=ABC.s1"], "as its backend issued it");
+        assert!(done.2[0].starts_with("JSESSIONID=ABC.s2;"), "{:?}", done.2);
+        assert_eq!(counts().rebound, 1, "it was there before");
+        assert_eq!(
+            other
+                .live
+                .sticky
+                .rebound
+                .load(std::sync::atomic::Ordering::Relaxed),
+            0
+        );
+
+        // One that is newer than the store: it is followed, and the store is set right.
+        let mut newer = read_at(other, "/", &cookies_of("ABC.s3"));
+        assert!(newer.asks(other));
+        ask(other, &mut newer).await;
+        let done = answered(other, &newer, "ABC.s3");
+        assert_eq!((&*done.0, done.2.len()), ("s3", 0));
+        assert_eq!(done.1, ["JSESSIONID=ABC.s1"]);
+        both.settled().await;
+        assert_eq!(counts().rebound, 2);
+        let known = read_at(one, "/", &cookies_of("ABC.s3"));
+        assert!(!known.asks(one));
+
+        // Its end is everybody's.
+        let end = [("set-cookie", "JSESSIONID=; Max-Age=0")];
+        let _ = exchange(other, "/", &["JSESSIONID=ABC.s3"], &end);
+        both.settled().await;
+        assert_eq!(
+            both.views.each_ref().map(|v| v.live.sticky.bindings.len()),
+            [0, 0]
+        );
+        assert_eq!(counts().ended, 1);
+    });
+}
+
+fn cookies_of(id: &str) -> HeaderMap {
+    cookies(&[&format!("JSESSIONID={id}")])
+}
+
+/// What follows when the request was asked for.
+fn answered(
+    view: &Arc<PoolView>,
+    affinity: &Affinity,
+    id: &str,
+) -> (String, Vec<String>, Vec<String>) {
+    let mut headers = cookies_of(id);
+    let lease = lease(view, affinity).unwrap();
+    let _ = rewrite_request(view, affinity, lease.index(), &mut headers);
+    let mut response = head(&[]);
+    let _ = rewrite_response(view, affinity, lease.index(), false, &mut response);
+    let seen = texts(&headers, COOKIE);
+    (
+        lease.backend().name.to_string(),
+        seen,
+        texts(&response.headers, SET_COOKIE),
+    )
+}
+
+#[test]
+fn ids_without_suffix_are_known_to_both() {
+    local(async {
+        let both = two(by_route(), Replication::Sync, 2);
+        both.ready().await;
+        let [one, other] = &both.views;
+        let busy = share(
+            &Spec("s1 s2:drain s3:drain"),
+            &by_route(),
+            &both.sessions,
+            Some(one),
+        );
+        let made = exchange(&busy, "/", &[], &[("set-cookie", "JSESSIONID=ABC; Path=/")]);
+        assert_eq!(made.set(), ["JSESSIONID=ABC.s1; Path=/"]);
+        both.settled().await;
+        // The other never saw such a backend issue an id.
+        let (backend, cookies, _) = ask_with(other, "ABC.s1");
+        assert_eq!((&*backend, cookies), ("s1", text(&["JSESSIONID=ABC"])));
+        let dead = share(
+            &Spec("s1:down s2 s3:drain"),
+            &by_route(),
+            &both.sessions,
+            Some(one),
+        );
+        let (backend, cookies, _) = ask_with(&dead, "ABC.s1");
+        assert_eq!((&*backend, cookies), ("s2", text(&["JSESSIONID=ABC"])));
+        both.settled().await;
+        let (backend, cookies, _) = ask_with(other, "ABC.s2");
+        assert_eq!((&*backend, cookies), ("s2", text(&["JSESSIONID=ABC"])));
+        let mut old = read_at(other, "/", &cookies_of("ABC.s1"));
+        ask(other, &mut old).await;
+        let done = answered(other, &old, "ABC.s1");
+        assert_eq!((&*done.0, done.1), ("s2", text(&["JSESSIONID=ABC"])));
+    });
+}
+
+#[test]
+fn what_only_a_browser_says_makes_no_session() {
+    local(async {
+        let both = two(by_route(), Replication::Async, 2);
+        both.ready().await;
+        let [one, other] = &both.views;
+        for i in 0..50 {
+            // The backend repeats it in an address, here and elsewhere.
+            let id = format!("/x;jsessionid=EVIL{i}.s1");
+            let there = format!("https://other.example{id}");
+            let back = [("location", &*id), ("link", &*there)];
+            let mut affinity = read_at(one, &id, &HeaderMap::new());
+            assert!(affinity.asks(one));
+            ask(one, &mut affinity).await;
+            let lease = lease(one, &affinity).unwrap();
+            let mut response = head(&back);
+            let held = rewrite_response(one, &affinity, lease.index(), false, &mut response);
+            assert!(held.is_none());
+        }
+        both.settled().await;
+        let counts = both.sessions.group(GroupId(0)).unwrap().counts.status();
+        assert_eq!((counts.bound, counts.found, counts.asked), (0, 0, 50));
+        assert_eq!(
+            one.live.sticky.bindings.len() + other.live.sticky.bindings.len(),
+            0
+        );
+        // A failover has to be known to all, whoever made the id.
+        let dead = share(
+            &Spec("s1:down s2 s3:drain"),
+            &by_route(),
+            &both.sessions,
+            Some(one),
+        );
+        assert_eq!(ask_with(&dead, "OLD.s1").0, "s2");
+        both.settled().await;
+        assert_eq!(ask_with(other, "OLD.s2").1, ["JSESSIONID=OLD.s1"]);
     });
 }
