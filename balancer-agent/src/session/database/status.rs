@@ -20,7 +20,6 @@ pub struct DiskState {
     loading: Duration,
     size: AtomicU64,
     commits: AtomicU64,
-    batches: AtomicU64,
     records: AtomicU64,
     rows: AtomicU64,
     failures: AtomicU64,
@@ -85,7 +84,6 @@ impl DiskState {
             loading,
             size: file.size().into(),
             commits: 0.into(),
-            batches: 0.into(),
             records: 0.into(),
             rows: 0.into(),
             failures: 0.into(),
@@ -116,7 +114,7 @@ impl DiskState {
             rows: self.rows.load(Relaxed),
             loaded: self.loaded.rows,
             loaded_in_ms: millis(self.loading),
-            set_aside: changing.aside.iter().map(show).collect(),
+            set_aside: changing.aside.iter().map(|path| show(path)).collect(),
             ..DiskStatus::default()
         }
     }
@@ -127,10 +125,9 @@ impl DiskState {
         changing.failing.as_ref().map(|failing| failing.why.clone())
     }
 
-    pub(super) fn wrote(&self, file: &Opened, batches: usize, written: Written) {
+    pub(super) fn wrote(&self, file: &Opened, written: Written) {
         self.size.store(file.size(), Relaxed);
         self.commits.fetch_add(1, Relaxed);
-        self.batches.fetch_add(batches as u64, Relaxed);
         self.records.fetch_add(written.records, Relaxed);
         self.rows.fetch_add(written.rows, Relaxed);
         let failed = self.changing().failing.take();
@@ -177,7 +174,7 @@ impl DiskState {
     }
 }
 
-fn show(path: &PathBuf) -> String {
+fn show(path: &Path) -> String {
     path.display().to_string()
 }
 

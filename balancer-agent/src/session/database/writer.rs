@@ -192,7 +192,7 @@ impl Writer {
             let batches = self.waiting.iter().map(|batch| &batch.bytes[..]);
             let fault = match self.file.write(batches) {
                 Ok(written) => {
-                    self.state.wrote(&self.file, self.waiting.len(), written);
+                    self.state.wrote(&self.file, written);
                     self.done(false);
                     return true;
                 }
