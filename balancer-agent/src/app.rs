@@ -10,10 +10,11 @@
 //!
 //! verdicts, file, operators --> web tier (a thread per core)
 //! other nodes <--> cluster <--> session store <--> web tier
+//!                                     +--> disk (a thread)
 //! ```
 //!
-//! Start: socket, addresses and files of the web tier, those of the cluster, kernel side,
-//! next hops, checks, web tier, then the worker's first round, and only then is the socket
+//! Start: socket, addresses and files of the web tier, sessions from disk, the cluster's
+//! addresses, kernel side, next hops, checks, web tier, then the worker's first round, and only then is the socket
 //! served. End: running requests, goodbye to the cluster, the socket, then the threads; the
 //! kernel program steers on.
 
@@ -47,6 +48,7 @@ use crate::prober::{Limits, Prober};
 use crate::proxy::server::Proxy;
 use crate::proxy::stats::Web;
 use crate::reconcile::{Desired, Reconciler};
+use crate::session::driver::Prepared;
 use crate::steering::flowkeeper::{FlowKeeper, Watched};
 use crate::steering::overrides::{Overrides, Store};
 use crate::steering::view::{World, health_in, hops_in};
@@ -103,6 +105,11 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
     let overrides = load_overrides(&store, &config);
     // Before the kernel side: an address that is taken must not leave anything behind.
     let web = Proxy::prepare(&config, ready.materials, None)?;
+    // Before the cluster, whose messages would wait meanwhile.
+    let mut session_store = sessions::prepare(&config)?;
+    let mut threads = Threads::default();
+    let disk = session_store.as_mut().and_then(Prepared::take_thread);
+    threads.running.extend(disk);
     let cluster = config.cluster.as_ref();
     let cluster = cluster.map(|of| Cluster::bind(of, sessions::initial(&config)));
     let cluster = cluster.transpose()?;
@@ -116,9 +123,9 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         }
         None => (None, None),
     };
-    let (session_store, store_task) = match (&config.sessions, links) {
-        (Some(model), links) => {
-            let (sessions, task) = sessions::open(&config, model, links)?;
+    let (session_store, store_task) = match (session_store, links) {
+        (Some(prepared), links) => {
+            let (sessions, task) = sessions::connect(prepared, links)?;
             (Some(sessions), Some(task))
         }
         (None, Some((cluster, events))) => {
@@ -167,7 +174,6 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         watched: Arc::clone(&watched),
     });
     let (ended, mut worker_ended) = oneshot::channel();
-    let mut threads = Threads::default();
     threads.spawn("reconcile", move || {
         // Dropped when the worker ends, in whatever way.
         let _ended: oneshot::Sender<()> = ended;

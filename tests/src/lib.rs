@@ -30,6 +30,7 @@ pub mod object;
 pub mod packets;
 pub mod process;
 pub mod server;
+pub mod sessions;
 pub mod setup;
 pub mod sim;
 pub mod topology;

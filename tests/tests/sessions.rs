@@ -2,258 +2,20 @@
 //! its backend, whoever dies.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs;
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use balancer_tests::agent::Agent;
-use balancer_tests::http::apps::App;
-use balancer_tests::http::raw::{Answer, Raw};
-use balancer_tests::http::web::CHECK;
-use balancer_tests::netns::{End, Link, Netns, veth};
+use balancer_tests::http::raw::Raw;
 use balancer_tests::process::{BOUND, wait_until};
+use balancer_tests::sessions::{LEARN, Site, config, frontend};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tempfile::TempDir;
 
 const ROUTE: &str = "type = \"route\"\ngroup = \"user\"\n";
-const LEARN: &str = "type = \"learn\"\ncookie = \"SID\"\ngroup = \"user\"\n";
-const SERVERS: usize = 3;
-
-/// Agents, servers and clients on one segment; dropped after their agents.
-struct Site {
-    agents: Vec<Agent>,
-    apps: Vec<App>,
-    clients: Netns,
-    hosts: Vec<Netns>,
-    _segment: Netns,
-    _dir: TempDir,
-}
-
-fn frontend(agent: usize) -> SocketAddr {
-    SocketAddr::from(([10, 7, 0, agent as u8 + 1], 8080))
-}
-
-fn server(i: usize) -> SocketAddr {
-    SocketAddr::from(([10, 7, 0, 100], 9000 + i as u16))
-}
-
-impl Site {
-    /// So many agents that are together, and serve.
-    fn new(agents: usize, group: &str, sticky: &str) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("sessions-")
-            .tempdir()
-            .unwrap();
-        let secret = dir.path().join("secret");
-        fs::write(&secret, "0123456789abcdefghijklmnopqrstuvwxyz0123").unwrap();
-        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-        let segment = Netns::new();
-        segment.ip("link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set br0 up\n");
-        let attach = |ns: &Netns, port: &str, addresses: &[&str]| {
-            veth(
-                &End::new(ns, "eth0", addresses),
-                &End::new(&segment, port, &[]),
-                Link::default(),
-            );
-            segment.ip(&format!("link set {port} master br0"));
-        };
-        let clients = Netns::new();
-        attach(
-            &clients,
-            "clients",
-            &["10.7.0.100/24", "10.7.0.101/24", "10.7.0.102/24"],
-        );
-        let apps = (0..SERVERS).map(|i| App::at(&clients, &format!("s{i}"), server(i)));
-        let apps = apps.collect();
-        let mut hosts = Vec::new();
-        let mut running = Vec::new();
-        for i in 0..agents {
-            let ns = Netns::new();
-            attach(&ns, &format!("node{i}"), &[&format!("10.7.0.{}/24", i + 1)]);
-            let cluster = match agents {
-                1 => String::new(),
-                _ => format!(
-                    "[cluster]\nname = \"n{i}\"\nlisten = \"10.7.0.{}:7946\"\n\
-                     seeds = [\"10.7.0.1:7946\"]\nsecret_file = {secret:?}\nstate_dir = {:?}\n\
-                     probe_interval = \"200ms\"\nprobe_timeout = \"80ms\"\n\
-                     suspect_timeout = \"1s\"\n",
-                    i + 1,
-                    dir.path().join(format!("state{i}")),
-                ),
-            };
-            let mut agent = Agent::prepare_plain(&ns, &(cluster + &config(i, group, sticky)));
-            agent.run();
-            running.push(agent);
-            hosts.push(ns);
-        }
-        let site = Self {
-            agents: running,
-            apps,
-            clients,
-            hosts,
-            _segment: segment,
-            _dir: dir,
-        };
-        site.agents.iter().for_each(Agent::wait_all_up);
-        site.wait_ready(&(0..agents).collect::<Vec<_>>());
-        site
-    }
-
-    /// Waits until these know each other and have each other's sessions.
-    #[track_caller]
-    fn wait_ready(&self, agents: &[usize]) {
-        wait_until("the stores to be ready", BOUND, || {
-            agents.iter().all(|at| {
-                let status = self.agents[*at].status();
-                let others = status["cluster"]["nodes"].as_array();
-                let alive = others.map_or(1, |nodes| {
-                    let alive = nodes.iter().filter(|node| node["state"] == "alive");
-                    alive.count()
-                });
-                status["sessions"]["ready"] == true
-                    && status["sessions"]["unsettled"] == 0
-                    && alive >= agents.len()
-            })
-        });
-    }
-
-    fn client(&self, agent: usize) -> Raw {
-        Raw::connect(&self.clients, frontend(agent))
-    }
-
-    /// A session made through an agent; its server.
-    #[track_caller]
-    fn bind(&self, agent: usize, session: &str) -> String {
-        let answer = self.client(agent).get(&format!("/cookie?SID={session}"));
-        assert_eq!(answer.cookie("SID"), Some(session), "{answer:?}");
-        answer.server().to_owned()
-    }
-
-    /// The server of a client that comes with its session to an agent.
-    #[track_caller]
-    fn ask(&self, agent: usize, session: &str) -> String {
-        let answer: Answer = self
-            .client(agent)
-            .get_with("/", &[("Cookie", &format!("SID={session}"))]);
-        assert_eq!(answer.status, 200, "{answer:?}");
-        answer.server().to_owned()
-    }
-
-    /// So many sessions made through the first agent, with their servers.
-    #[track_caller]
-    fn bind_many(&self, count: usize) -> BTreeMap<String, String> {
-        (0..count)
-            .map(|i| {
-                let session = format!("secret-session-{i}");
-                let server = self.bind(0, &session);
-                (session, server)
-            })
-            .collect()
-    }
-
-    #[track_caller]
-    fn all_at(&self, agent: usize, bound: &BTreeMap<String, String>) {
-        for (session, server) in bound {
-            assert_eq!(
-                self.ask(agent, session),
-                *server,
-                "{session} at agent {agent}"
-            );
-        }
-    }
-
-    /// What a `sessions` command of an agent says as JSON.
-    #[track_caller]
-    fn sessions(&self, agent: usize, words: &[&str]) -> Value {
-        let words = [&["sessions"], words, &["--json"]].concat();
-        serde_json::from_str(&self.agents[agent].order(&words)).expect("JSON")
-    }
-
-    /// The same, once nobody's sessions are missing in it: on a machine that stalls, nodes
-    /// are suspected now and then.
-    #[track_caller]
-    fn whole(&self, agent: usize, words: &[&str]) -> Value {
-        let mut said = Value::Null;
-        wait_until("an answer of all nodes", BOUND, || {
-            said = self.sessions(agent, words);
-            said["unheard"] == Value::Array(vec![])
-        });
-        said
-    }
-
-    /// What a drain says, once nobody's sessions are missing in it.
-    #[track_caller]
-    fn drain(&self, agent: usize, server: &str) -> String {
-        let mut said = String::new();
-        wait_until("a drain that knows all sessions", BOUND, || {
-            said = self.agents[agent].order(&["drain", server]);
-            !said.contains("not complete")
-        });
-        said
-    }
-
-    fn group(&self, agent: usize) -> Value {
-        self.agents[agent].status()["sessions"]["groups"][0].clone()
-    }
-
-    fn held(&self, agent: usize) -> u64 {
-        self.group(agent)["sessions"].as_u64().unwrap()
-    }
-
-    #[track_caller]
-    fn wait_held(&self, agents: &[usize], count: u64) {
-        wait_until(&format!("{count} sessions at {agents:?}"), BOUND, || {
-            agents.iter().all(|at| self.held(*at) == count)
-        });
-    }
-
-    #[track_caller]
-    fn kill_server(&mut self, name: &str) {
-        let app = self.apps.iter_mut().find(|app| app.name() == name);
-        app.unwrap().kill9();
-        for agent in &mut self.agents {
-            if agent.running() {
-                agent.wait_health("app", name, "down");
-            }
-        }
-    }
-
-    #[track_caller]
-    fn restart_server(&mut self, name: &str) {
-        let app = self.apps.iter_mut().find(|app| app.name() == name);
-        app.unwrap().restart();
-        for agent in &mut self.agents {
-            if agent.running() {
-                agent.wait_health("app", name, "up");
-            }
-        }
-    }
-}
 
 /// Sum over all groups and routes of what `sessions count --json` says.
 fn sum(counts: &Value, what: &str) -> u64 {
     let counts = counts["counts"].as_array().expect("counts").iter();
     counts.map(|count| count[what].as_u64().unwrap()).sum()
-}
-
-fn config(agent: usize, group: &str, sticky: &str) -> String {
-    let mut text = format!(
-        "[[session.group]]\nname = \"user\"\n{group}\n\
-         [[frontend]]\nname = \"web\"\nmode = \"http\"\naddress = \"{}\"\npool = \"app\"\n\
-         [[pool]]\nname = \"app\"\n{CHECK}[pool.sticky]\n{sticky}",
-        frontend(agent)
-    );
-    for i in 0..SERVERS {
-        let _ = write!(
-            text,
-            "[[pool.backend]]\nname = \"s{i}\"\naddress = \"{}\"\n",
-            server(i)
-        );
-    }
-    text
 }
 
 #[test]
@@ -469,7 +231,7 @@ fn a_node_of_its_own_keeps_sessions_too() {
     // A reload does not end them; one that changes the groups is refused.
     site.agents[0].order(&["reload"]);
     site.all_at(0, &bound);
-    site.agents[0].write_config(&config(0, "ttl = \"2h\"\n", LEARN));
+    site.agents[0].write_config(&config(0, None, "ttl = \"2h\"\n", LEARN));
     let said = site.agents[0].command(&["reload"]);
     assert_eq!(said.code, Some(1));
     assert!(said.err.contains("can't change [session]"), "{said:?}");

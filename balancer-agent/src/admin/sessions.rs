@@ -7,6 +7,7 @@ use super::survey::{Survey, Unheard};
 use crate::cluster::{self, Cluster};
 use crate::model::Pool;
 use crate::proxy::stats::{SessionId, Web};
+use crate::session::database::{DiskState, DiskStatus};
 use crate::session::handle::{CountsStatus, Sessions};
 use crate::session::survey::{Answer, Listed, Replica, hex, unhex};
 use crate::session::{GroupId, NodeId, Op, Outcome, Session, Store, group_key};
@@ -50,6 +51,8 @@ pub struct SessionList {
     pub more: bool,
     /// Nodes whose sessions are missing here.
     pub unheard: Vec<Unheard>,
+    /// Why sessions can't be written to disk now; absent when they can, or need not.
+    pub disk_error: Option<String>,
 }
 
 /// One session.
@@ -154,6 +157,8 @@ pub struct SessionsStatus {
     pub mended: u64,
     /// Operations that got no answer from the nodes they need.
     pub unavailable: u64,
+    /// The sessions on disk; null without persistent groups.
+    pub disk: Option<DiskStatus>,
 }
 
 /// One group.
@@ -273,6 +278,13 @@ pub(super) async fn status(sessions: &Sessions) -> Option<SessionsStatus> {
         evicted: counters.evicted,
         mended: counters.mended,
         unavailable: counters.unavailable,
+        disk: sessions.disk().map(|disk| DiskStatus {
+            backlog_bytes: counters.disk_backlog,
+            behind: counters.disk_buckets,
+            skipped: counters.disk_behind,
+            waits_full: counters.disk_waits_full,
+            ..disk.status()
+        }),
     })
 }
 
@@ -313,7 +325,10 @@ pub(super) async fn list(
     filter: SessionFilter,
 ) -> Result<SessionList, Refusal> {
     let limit = (filter.limit as usize).min(SESSIONS_MAX);
-    let mut list = SessionList::default();
+    let mut list = SessionList {
+        disk_error: sessions.disk().and_then(DiskState::error),
+        ..SessionList::default()
+    };
     let mut survey = Survey::new(sessions, names);
     for (id, group) in groups_named(sessions, filter.group.as_deref())? {
         let route = filter.route.as_deref();

@@ -27,9 +27,18 @@ impl Ready {
     /// All mistakes in the file; without one, all that it names and that can't be used.
     pub fn read(path: &Path, previous: Option<&Proxy>) -> Result<Self, ConfigError> {
         let loaded = config::read(path)?;
-        let materials = Materials::gather(&loaded.config, previous)
-            .map_err(|misfits| loaded.refuse(&misfits))?;
-        let warnings = loaded.warnings(materials.odd());
+        let directory = super::sessions::look(&loaded.config);
+        let materials = Materials::gather(&loaded.config, previous);
+        let (materials, directory) = match (materials, directory) {
+            (Ok(materials), Ok(directory)) => (materials, directory),
+            (materials, directory) => {
+                let mut misfits = materials.err().unwrap_or_default();
+                misfits.extend(directory.err());
+                return Err(loaded.refuse(&misfits));
+            }
+        };
+        let odd = materials.odd().iter().cloned().chain(directory);
+        let warnings = loaded.warnings(&odd.collect::<Vec<_>>());
         Ok(Self {
             config: Arc::new(loaded.config),
             materials,

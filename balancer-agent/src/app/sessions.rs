@@ -4,14 +4,19 @@ use anyhow::Context;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 
 use crate::cluster::{self, Cluster, Events, Initial};
-use crate::model::Config;
 use crate::model::session::{SessionGroup, SessionManager, Sessions as Model};
-use crate::session::driver::{self, Alone, Driver, GroupSetup, Peers, Setup, Watch};
+use crate::model::{Config, Misfit, Named};
+use crate::session::database::{self, Identity, Place, Refusal};
+use crate::session::driver::{self, Alone, Driver, GroupSetup, Peers, Prepared, Setup, Watch};
 use crate::session::handle::Sessions;
 use crate::session::{Limits, Manager, NodeId, Replication};
 
 /// How long a write of an `async` group may be worked on; nobody waits for it.
 const ASYNC: std::time::Duration = std::time::Duration::from_secs(1);
+/// A node without a cluster.
+const ALONE: NodeId = NodeId(1);
+/// Bytes of changes that wait for the disk; twice as much is on its way to it.
+const DISK_BACKLOG: usize = 16 << 20;
 
 /// What this node tells the others of its groups from the first message on.
 pub(super) fn initial(config: &Config) -> Initial {
@@ -40,39 +45,109 @@ impl StoreTask {
     }
 }
 
-/// Makes the store; nothing happens before its task runs.
-pub(super) fn open(
-    config: &Config,
-    model: &Model,
+/// Makes the store with all that is on disk; nothing happens before its task runs. Blocks
+/// while it reads.
+pub(super) fn prepare(config: &Config) -> anyhow::Result<Option<Prepared>> {
+    let Some(model) = &config.sessions else {
+        return Ok(None);
+    };
+    let mut identity = identity(config)?;
+    let limits = limits(model);
+    let disk = match model.persistent() {
+        true => {
+            let path = place(config, model).path();
+            let opened = database::open(&path, identity, limits.buckets)?;
+            identity = opened.identity();
+            Some(opened)
+        }
+        false => None,
+    };
+    let prepared = driver::prepare(Setup {
+        node: identity.node,
+        key: identity.key,
+        id_key: identity.id_key,
+        groups: model.groups.iter().map(group).collect(),
+        limits,
+        disk,
+        alone: config.cluster.is_none(),
+    })?;
+    Ok(Some(prepared))
+}
+
+/// Connects a store to the nodes of the cluster, or to none.
+pub(super) fn connect(
+    prepared: Prepared,
     cluster: Option<(Cluster, Events)>,
 ) -> anyhow::Result<(Sessions, StoreTask)> {
-    let groups: Vec<GroupSetup> = model.groups.iter().map(group).collect();
-    let limits = Limits {
-        sessions: model.sessions_max,
-        tombstones: model.sessions_max,
-        bytes: model.bytes_max,
-        ..Limits::default()
+    Ok(match cluster {
+        Some((cluster, events)) => {
+            let (sessions, task) = prepared.connect(Peers::new(cluster, events));
+            (sessions, StoreTask::Among(task))
+        }
+        None => {
+            let (sessions, task) = prepared.connect(Alone::new(ALONE, random()?));
+            (sessions, StoreTask::Alone(task))
+        }
+    })
+}
+
+/// What can't be used of the directory for sessions, or is odd about it; changes nothing.
+///
+/// # Errors
+/// What a start would be refused for.
+pub(super) fn look(config: &Config) -> Result<Option<Misfit>, Misfit> {
+    let model = config.sessions.as_ref().filter(|model| model.persistent());
+    let Some(model) = model else {
+        return Ok(None);
     };
-    let setup = |node, (key, id_key)| Setup {
+    let misfit = |what: String, expected: String| {
+        Misfit::new(
+            Named::SessionDirectory(model.directory.clone()),
+            what,
+            expected,
+        )
+    };
+    // Without keys there is a worse problem than the directory.
+    let Ok(identity) = identity(config) else {
+        return Ok(None);
+    };
+    match database::look(&place(config, model), &identity, limits(model).buckets) {
+        Ok(odd) => Ok(odd.map(|what| misfit(what, "a whole file, or none".into()))),
+        Err(Refusal { what, expected }) => Err(misfit(what, expected)),
+    }
+}
+
+fn place(config: &Config, model: &Model) -> Place {
+    Place {
+        directory: model.directory.clone(),
+        node: config.cluster.as_ref().map(|of| of.name.to_string()),
+    }
+}
+
+/// This node, and the keys of its sessions: the cluster's, or new ones.
+fn identity(config: &Config) -> anyhow::Result<Identity> {
+    let (node, (key, id_key)) = match &config.cluster {
+        Some(of) => {
+            let node = cluster::NodeId::of(&of.name);
+            (NodeId(node.0), cluster::session_keys(&of.secret)?)
+        }
+        None => (ALONE, ([random()?, random()?], [random()?, random()?])),
+    };
+    Ok(Identity {
         node,
         key,
         id_key,
-        groups,
-        limits,
-    };
-    match (cluster, &config.cluster) {
-        (Some((cluster, events)), Some(of)) => {
-            let keys = cluster::session_keys(&of.secret)?;
-            let setup = setup(NodeId(cluster.id().0), keys);
-            let (sessions, task) = driver::start(setup, Peers::new(cluster, events))?;
-            Ok((sessions, StoreTask::Among(task)))
-        }
-        _ => {
-            let node = NodeId(1);
-            let keys = ([random()?, random()?], [random()?, random()?]);
-            let (sessions, task) = driver::start(setup(node, keys), Alone::new(node, random()?))?;
-            Ok((sessions, StoreTask::Alone(task)))
-        }
+        own_keys: config.cluster.is_none(),
+    })
+}
+
+fn limits(model: &Model) -> Limits {
+    Limits {
+        sessions: model.sessions_max,
+        tombstones: model.sessions_max,
+        bytes: model.bytes_max,
+        disk_backlog: DISK_BACKLOG,
+        ..Limits::default()
     }
 }
 
@@ -81,8 +156,11 @@ fn group(model: &SessionGroup) -> GroupSetup {
         name: model.name.clone(),
         manager: match model.manager {
             SessionManager::Delta => Manager::Delta,
-            SessionManager::Backup(copies) => Manager::Backup { copies },
+            SessionManager::Backup(copies) | SessionManager::Persistent(copies) => {
+                Manager::Backup { copies }
+            }
         },
+        persistent: matches!(model.manager, SessionManager::Persistent(_)),
         replication: match model.sync_timeout {
             Some(_) => Replication::Sync,
             None => Replication::Async,

@@ -190,11 +190,14 @@ async fn a_member_that_cannot_be_understood_loses_its_link() {
         groups: vec![GroupSetup {
             name: "user".into(),
             manager: Manager::Delta,
+            persistent: false,
             replication: Replication::Async,
             sync_timeout: Duration::from_secs(1),
             ttl: Duration::from_secs(60),
         }],
         limits: Limits::default(),
+        disk: None,
+        alone: false,
     };
     let peers = Peers::new(a.cluster.clone(), a.events);
     let (_sessions, driver) = start(setup, peers).unwrap();

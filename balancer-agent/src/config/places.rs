@@ -49,6 +49,7 @@ fn value(named: &Named) -> String {
         Named::BackendAuthorities(path) => ("authorities", path),
         Named::Root(path) => ("root", path),
         Named::Log(path) => ("file", path),
+        Named::SessionDirectory(path) => ("directory", path),
         Named::BackendTls(pool) => return format!("`tls` of pool {}", quote(pool)),
     };
     format!("`{key}` {}", quote(&path.display().to_string()))

@@ -87,6 +87,7 @@ pub(super) struct RawCluster {
 pub(super) struct RawSession {
     pub(super) sessions_max: Field,
     pub(super) bytes_max: Field,
+    pub(super) directory: Field,
     pub(super) group: Tables<RawSessionGroup>,
 }
 
@@ -554,7 +555,7 @@ fn elsewhere(key: &str) -> Option<String> {
         "manager" | "copies" | "replication" | "sync_timeout" | "sync_header" | "ttl" => {
             "[[session.group]]"
         }
-        "sessions_max" | "bytes_max" => "[session]",
+        "sessions_max" | "bytes_max" | "directory" => "[session]",
         "group" => return Some("it in `[pool.sticky]`, or a `[[session.group]]`".to_owned()),
         "check" | "passive" | "sticky" | "queue" | "retries" | "observe" | "maintenance" => {
             return Some(format!("it in `[pool.{key}]`"));

@@ -10,8 +10,10 @@ use super::cross;
 use super::findings::{Findings, Span, quote};
 use super::http::value::header_name;
 use super::pool::PoolDraft;
-use super::raw::{RawSession, RawSessionGroup};
+use super::raw::{RawSession, RawSessionGroup, Value};
 use super::resolve::{duration_or, name};
+use super::value;
+use crate::model::Named;
 use crate::model::http::Sticky;
 use crate::model::session::{PoolSessions, SessionGroup, SessionManager, Sessions};
 use crate::session::group_key;
@@ -28,6 +30,7 @@ const SESSIONS: RangeInclusive<u32> = 1_000..=100_000_000;
 const SESSIONS_DEFAULT: u32 = 4_000_000;
 const BYTES: RangeInclusive<u64> = 1_048_576..=1_099_511_627_776;
 const BYTES_DEFAULT: u64 = 2_147_483_648;
+const DIRECTORY: &str = "/var/lib/balancer/sessions";
 const NAME: &str = "\"user\"";
 
 /// Builds the model. `None`: there is no group, or something is wrong and noted.
@@ -42,6 +45,9 @@ pub(super) fn sessions(
     });
     let bytes_max = findings.or("bytes_max", &raw.bytes_max, BYTES_DEFAULT, |v| {
         v.integer(BYTES)
+    });
+    let directory = findings.or("directory", &raw.directory, DIRECTORY.into(), |v| {
+        value::path(v.text(&format!("\"{DIRECTORY}\""))?, DIRECTORY)
     });
     if raw.group.is_empty() {
         let message = "`[session]` has no group: no session is kept";
@@ -66,11 +72,39 @@ pub(super) fn sessions(
         let message = format!("there are two groups {}", quote(name));
         (message, "a name of its own for each group".into())
     });
+    let persistent = raw.group.iter().find_map(|table| {
+        let field = table.get_ref().manager.as_ref()?;
+        matches!(field.get_ref(), Value::Text(text) if *text == "persistent").then_some(field)
+    });
+    match (&raw.directory, persistent) {
+        (Some(field), None) => {
+            let message = "`directory` does not belong to a `[session]` without a group with \
+                           the manager \"persistent\", where nothing is on disk";
+            let expected = "`manager = \"persistent\"` in a group, or no `directory`";
+            findings.error(field.span(), message, expected);
+        }
+        (field, Some(manager)) => {
+            // One that is not written has its place where it became needed.
+            let span = field.as_ref().unwrap_or(manager).span();
+            let named = Named::SessionDirectory(directory.clone());
+            findings.places.add(named, span);
+        }
+        (None, None) => {}
+    }
     Some(Sessions {
         groups,
         sessions_max: sessions_max as usize,
         bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX),
+        directory,
     })
+}
+
+/// What a group's `manager` says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manager {
+    Delta,
+    Backup,
+    Persistent,
 }
 
 /// Peers tell groups apart by a hash of their names.
@@ -96,10 +130,14 @@ fn group(
 ) -> (Option<Spanned<Arc<str>>>, Option<SessionGroup>) {
     let table = ("a group of sessions", &span);
     let name = findings.required("name", &raw.name, table, NAME, |v| name(v, NAME));
-    let backup = findings.or("manager", &raw.manager, false, |v| {
+    let manager = findings.or("manager", &raw.manager, Manager::Delta, |v| {
         v.word(
-            &[("delta", false), ("backup", true)],
-            &["persistent", "redis"],
+            &[
+                ("delta", Manager::Delta),
+                ("backup", Manager::Backup),
+                ("persistent", Manager::Persistent),
+            ],
+            &["redis"],
         )
     });
     let copies = findings.or("copies", &raw.copies, COPIES_DEFAULT, |v| v.integer(COPIES));
@@ -117,10 +155,10 @@ fn group(
         header_name(v.text("\"X-Session-Kept\"")?)
     });
     let ttl = duration_or(findings, "ttl", &raw.ttl, TTL_DEFAULT, TTL);
-    if let (Some(field), false) = (&raw.copies, backup) {
+    if let (Some(field), Manager::Delta) = (&raw.copies, manager) {
         let message = "`copies` does not belong to a group with the manager \"delta\", \
                        where every node has one";
-        let expected = "`manager = \"backup\"`, or no `copies`";
+        let expected = "`manager = \"backup\"` or `\"persistent\"`, or no `copies`";
         findings.error(field.span(), message, expected);
     }
     for (key, field) in [
@@ -136,10 +174,14 @@ fn group(
             findings.error(field.span(), message, expected);
         }
     }
-    let asked = [
-        raw.manager.as_ref().filter(|_| backup),
-        raw.replication.as_ref().filter(|_| sync),
-    ];
+    let asked = match manager {
+        // A disk is worth having, and waiting for, without other nodes.
+        Manager::Persistent => [raw.copies.as_ref(), None],
+        _ => [
+            raw.manager.as_ref().filter(|_| manager == Manager::Backup),
+            raw.replication.as_ref().filter(|_| sync),
+        ],
+    };
     if let (Some(field), false) = (asked.into_iter().flatten().next(), clustered) {
         let message = "copies on other nodes, and there is no `[cluster]`";
         findings.warn(
@@ -150,9 +192,10 @@ fn group(
     }
     let group = name.as_ref().map(|name| SessionGroup {
         name: Arc::clone(name.get_ref()),
-        manager: match backup {
-            true => SessionManager::Backup(copies),
-            false => SessionManager::Delta,
+        manager: match manager {
+            Manager::Delta => SessionManager::Delta,
+            Manager::Backup => SessionManager::Backup(copies),
+            Manager::Persistent => SessionManager::Persistent(copies),
         },
         sync_timeout: sync.then_some(sync_timeout),
         sync_header: sync_header.map(Spanned::into_inner),
@@ -212,9 +255,9 @@ pub(super) fn of_pools(
         let Some(field) = &table.get_ref().name else {
             continue;
         };
-        let known = groups.iter().find(|group| {
-            matches!(field.get_ref(), super::raw::Value::Text(text) if **text == *group.name)
-        });
+        let known = groups
+            .iter()
+            .find(|group| matches!(field.get_ref(), Value::Text(text) if **text == *group.name));
         if known.is_some_and(|group| !used.contains(&group.name)) {
             let message = "no pool has its sessions in this group";
             let expected = "`group` in the `[pool.sticky]` of one";

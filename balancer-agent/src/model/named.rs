@@ -26,6 +26,8 @@ pub enum Named {
     Root(PathBuf),
     /// `file` of an access log.
     Log(PathBuf),
+    /// `directory` of `[session]`.
+    SessionDirectory(PathBuf),
 }
 
 /// Something named that can't be used, or is odd.

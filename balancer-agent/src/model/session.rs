@@ -1,5 +1,6 @@
 //! What `[session]` says.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,16 @@ pub struct Sessions {
     pub sessions_max: usize,
     /// Bytes of one group that this node keeps at most.
     pub bytes_max: usize,
+    /// Where sessions of persistent groups are on disk.
+    pub directory: PathBuf,
+}
+
+impl Sessions {
+    /// Whether a group's sessions are on disk.
+    pub fn persistent(&self) -> bool {
+        let mut groups = self.groups.iter();
+        groups.any(|group| matches!(group.manager, SessionManager::Persistent(_)))
+    }
 }
 
 /// One group: a replication domain of its own.
@@ -39,6 +50,8 @@ pub enum SessionManager {
     Delta,
     /// A primary and so many backups.
     Backup(u8),
+    /// As with `Backup`, and each of them has it on disk.
+    Persistent(u8),
 }
 
 /// What of a pool's stickiness is kept as sessions of a group.

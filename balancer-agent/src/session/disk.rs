@@ -46,8 +46,9 @@ struct Confirm {
     digest: u64,
 }
 
-/// Batches on their way to the disk at one time.
-const IN_FLIGHT: u64 = 2;
+/// Batches on their way to the disk at one time: one is written, and one is there when that
+/// is done. What comes meanwhile shares the batch after these.
+pub(super) const IN_FLIGHT: u64 = 2;
 
 impl Log {
     pub fn backlog(&self) -> usize {
@@ -166,15 +167,9 @@ impl Store {
             return;
         }
         let now = self.now.signed();
-        let out = self.log.begin();
-        out.push(4);
-        put_varint(out, self.lamport);
-        put_varint(out, u64::from(self.weight));
-        put_varint(out, self.known.len() as u64);
-        for (node, seen) in &self.known {
-            out.extend_from_slice(&node.0.to_le_bytes());
-            put_varint(out, now.saturating_sub(*seen).max(0) as u64);
-        }
+        let age = |seen: i64| now.saturating_sub(seen).max(0) as u64;
+        let known = self.known.iter().map(|(&node, &seen)| (node, age(seen)));
+        put_cluster(self.log.begin(), self.lamport, self.weight, known);
     }
 
     /// The next batch for the disk, if it may have one.
@@ -182,6 +177,12 @@ impl Store {
         if self.log.issued - self.log.done >= IN_FLIGHT {
             return None;
         }
+        self.last_batch()
+    }
+
+    /// The next batch, however many are on their way: for a driver that ends, and would
+    /// leave nothing behind.
+    pub(super) fn last_batch(&mut self) -> Option<(u64, Vec<u8>)> {
         if self.log.open.is_empty() {
             let (g, bucket) = self.log.dirty.pop_first()?;
             let group = &self.groups[usize::from(g)];
@@ -325,68 +326,57 @@ impl Store {
 
     /// Reads a batch, and applies it if asked to.
     fn replay(&mut self, batch: &[u8], apply: bool) -> Result<(), DecodeError> {
-        let mut reader = Reader::new(batch);
-        let format = reader.byte()?;
-        if format != FORMAT {
-            return Err(DecodeError::Format(format));
-        }
         let now = self.now.signed();
-        while reader.left() > 0 {
-            match reader.byte()? {
-                1 => {
-                    let entry = EntryRef::decode(&mut reader)?;
-                    if apply && let Some(&g) = self.by_key.get(&entry.group) {
+        for change in changes(batch)? {
+            let change = change?;
+            if !apply {
+                continue;
+            }
+            match change {
+                Change::Put { entry, .. } => {
+                    if let Some(&g) = self.by_key.get(&entry.group) {
                         let group = &mut self.groups[usize::from(g)];
                         let hash = group.hash(entry.id);
                         group.merge(&entry, hash, now);
                         self.lamport = self.lamport.max(entry.version.stamp);
                     }
                 }
-                2 => {
-                    let key = reader.u32()?;
-                    let id = reader.short(MIN_ID, MAX_ID)?;
-                    if apply && let Some(&g) = self.by_key.get(&key) {
+                Change::Remove { group, id } => {
+                    if let Some(&g) = self.by_key.get(&group) {
                         let group = &mut self.groups[usize::from(g)];
                         group.remove(group.hash(id), id);
                     }
                 }
-                3 if apply => {
+                Change::Wipe => {
                     for group in &mut self.groups {
                         (0..group.buckets.len() as u16).for_each(|b| group.clear(b));
                     }
                 }
-                3 => {}
-                4 => {
-                    let lamport = reader.varint_to(MAX_STAMP)?;
-                    let weight = reader.varint_to(u64::from(u32::MAX))? as u32;
-                    let count = reader.varint_to(MAX_LIST as u64)?;
-                    if apply {
-                        self.lamport = self.lamport.max(lamport);
-                        self.weight = weight;
-                        self.known.clear();
-                        // What it does not say it has forgotten in its time.
-                        self.memory = Some(i64::MIN);
-                    }
-                    for _ in 0..count {
-                        let node = NodeId(reader.u64()?);
-                        let seen = now.saturating_sub_unsigned(reader.varint()?);
-                        if apply {
-                            self.known.insert(node, seen);
-                        }
-                    }
+                Change::Cluster {
+                    lamport,
+                    weight,
+                    known,
+                    ..
+                } => {
+                    self.lamport = self.lamport.max(lamport);
+                    self.weight = weight;
+                    let seen = |(node, age)| (node, now.saturating_sub_unsigned(age));
+                    self.known = known.into_iter().map(seen).collect();
+                    // What it does not say it has forgotten in its time.
+                    self.memory = Some(i64::MIN);
                 }
-                5 => {
-                    let key = reader.u32()?;
-                    let bucket = reader.bucket()?;
-                    let buckets = reader.varint_to(16_384)? as usize;
-                    if let (true, Some(&g)) = (apply, self.by_key.get(&key)) {
+                Change::Bucket {
+                    group,
+                    bucket,
+                    buckets,
+                } => {
+                    if let Some(&g) = self.by_key.get(&group) {
                         let group = &mut self.groups[usize::from(g)];
                         if group.buckets.len() == buckets && usize::from(bucket) < buckets {
                             group.clear(bucket);
                         }
                     }
                 }
-                _ => return Err(DecodeError::Tag("record on disk")),
             }
         }
         Ok(())
@@ -404,4 +394,108 @@ impl Store {
         }
         self.log_meta();
     }
+}
+
+/// Appends [`Change::Cluster`].
+pub(super) fn put_cluster(
+    out: &mut Vec<u8>,
+    lamport: u64,
+    weight: u32,
+    known: impl ExactSizeIterator<Item = (NodeId, u64)>,
+) {
+    out.push(4);
+    put_varint(out, lamport);
+    put_varint(out, u64::from(weight));
+    put_varint(out, known.len() as u64);
+    for (node, age) in known {
+        out.extend_from_slice(&node.0.to_le_bytes());
+        put_varint(out, age);
+    }
+}
+
+/// What one record of a batch says.
+#[derive(Debug)]
+pub(super) enum Change<'a> {
+    /// This is the copy of a session now.
+    Put {
+        entry: EntryRef<'a>,
+        record: &'a [u8],
+    },
+    /// There is no copy of it any more.
+    Remove { group: u32, id: &'a [u8] },
+    /// There is nothing any more.
+    Wipe,
+    /// What this node knows of the cluster.
+    Cluster {
+        lamport: u64,
+        weight: u32,
+        /// Nodes, and how long ago each was seen, in milliseconds.
+        known: Vec<(NodeId, u64)>,
+        record: &'a [u8],
+    },
+    /// This bucket is empty; what it has now follows.
+    Bucket {
+        group: u32,
+        bucket: u16,
+        buckets: usize,
+    },
+}
+
+/// The records of a batch, in order.
+///
+/// # Errors
+/// The batch is of another format. After a record that cannot be read nothing follows.
+pub(super) fn changes(
+    batch: &[u8],
+) -> Result<impl Iterator<Item = Result<Change<'_>, DecodeError>>, DecodeError> {
+    let mut reader = Reader::new(batch);
+    let format = reader.byte()?;
+    if format != FORMAT {
+        return Err(DecodeError::Format(format));
+    }
+    Ok(std::iter::from_fn(move || {
+        if reader.left() == 0 {
+            return None;
+        }
+        let change = change(&mut reader);
+        if change.is_err() {
+            reader = Reader::new(&[]);
+        }
+        Some(change)
+    }))
+}
+
+fn change<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, DecodeError> {
+    let whole = reader.rest();
+    Ok(match reader.byte()? {
+        1 => {
+            let entry = EntryRef::decode(reader)?;
+            let record = &whole[..whole.len() - reader.left()];
+            Change::Put { entry, record }
+        }
+        2 => Change::Remove {
+            group: reader.u32()?,
+            id: reader.short(MIN_ID, MAX_ID)?,
+        },
+        3 => Change::Wipe,
+        4 => {
+            let lamport = reader.varint_to(MAX_STAMP)?;
+            let weight = reader.varint_to(u64::from(u32::MAX))? as u32;
+            let count = reader.varint_to(MAX_LIST as u64)?;
+            let node = |_| Ok((NodeId(reader.u64()?), reader.varint()?));
+            let known = (0..count).map(node).collect::<Result<_, DecodeError>>()?;
+            Change::Cluster {
+                lamport,
+                weight,
+                known,
+                record: &whole[..whole.len() - reader.left()],
+            }
+        }
+        5 => Change::Bucket {
+            group: reader.u32()?,
+            bucket: reader.bucket()?,
+            buckets: reader.varint_to(16_384)? as usize,
+        },
+        _ => return Err(DecodeError::Tag("record on disk")),
+    })
 }

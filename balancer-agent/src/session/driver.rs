@@ -4,16 +4,19 @@
 //! requests, operators --> handle --> queue --+
 //! cluster: members, frames, links -----------+--> Store --> frames --> cluster
 //! clock -------------------------------------+        +---> changes --> caches of routes
+//!                                                      +---> batches --> disk
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::config::{Config, ConfigError, GroupConfig, Limits, Timing};
+use super::config::{Config, ConfigError, GroupConfig, Limits, Timing, group_key};
+use super::database::{self, DiskState, Link, Opened, Pace, Refusal, Report};
 use super::handle::{Command, Counts, Group, Id, QUEUE, Sessions, Shared};
 use super::store::{Input, Output, Store};
 use super::survey::{Note, Surveys};
@@ -33,6 +36,9 @@ const TRIES: u8 = 5;
 /// How long before the bound of a held response the store gives up waiting for copies, in
 /// milliseconds at most.
 const SAID_BEFORE: u64 = 50;
+/// Between two transactions of a disk for whose confirmation nobody waits: so old may what
+/// is on disk be, and as long as a transaction takes.
+const DISK_PAUSE: Duration = Duration::from_millis(100);
 /// Writes that wait until the store serves, or for another try.
 const PARKED: usize = 65_536;
 
@@ -48,6 +54,24 @@ pub struct Setup {
     pub groups: Vec<GroupSetup>,
     /// Memory bounds.
     pub limits: Limits,
+    /// The file of the persistent groups; needed with one of these.
+    pub disk: Option<Opened>,
+    /// There will never be another node: none is waited for.
+    pub alone: bool,
+}
+
+/// Why a store can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The groups contradict each other.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The file can't be read.
+    #[error(transparent)]
+    Disk(#[from] Refusal),
+    /// There is no thread for the disk.
+    #[error("cannot start the thread that writes sessions to disk: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// One group.
@@ -57,6 +81,8 @@ pub struct GroupSetup {
     pub name: Arc<str>,
     /// Who holds its sessions.
     pub manager: Manager,
+    /// Whether its sessions are on disk too.
+    pub persistent: bool,
     /// When writers are answered.
     pub replication: Replication,
     /// Bound of that, with `sync`.
@@ -114,19 +140,41 @@ pub struct Driver<N> {
     /// link was made anew.
     refused: BTreeSet<NodeId>,
     surveys: Surveys,
+    disk: Option<Link>,
+    /// Files that the disk's thread has begun so far.
+    begun: u64,
 }
 
-/// Makes a store. Nothing happens before [`Driver::run`].
+/// A store with all that the disk had, not yet connected to anything.
+pub struct Prepared {
+    store: Store,
+    sessions: Sessions,
+    commands: mpsc::Receiver<Command>,
+    started: Instant,
+    disk: Option<Link>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// [`prepare`], connected at once.
 ///
 /// # Errors
-/// The groups contradict each other.
-pub fn start<N: Network>(setup: Setup, network: N) -> Result<(Sessions, Driver<N>), ConfigError> {
+/// As there.
+pub fn start<N: Network>(setup: Setup, network: N) -> Result<(Sessions, Driver<N>), StartError> {
+    Ok(prepare(setup)?.connect(network))
+}
+
+/// Makes a store, and reads its sessions from disk. Nothing else happens before
+/// [`Driver::run`].
+///
+/// # Errors
+/// [`StartError`].
+pub fn prepare(setup: Setup) -> Result<Prepared, StartError> {
     let groups = setup.groups.iter();
     let config = groups.clone().map(|group| GroupConfig {
         name: group.name.to_string(),
         manager: group.manager,
         replication: group.replication,
-        persistent: false,
+        persistent: group.persistent && setup.disk.is_some(),
     });
     let mut config = Config::new(setup.node, setup.key, config.collect());
     let holds = groups
@@ -139,10 +187,30 @@ pub fn start<N: Network>(setup: Setup, network: N) -> Result<(Sessions, Driver<N
     let sync = holds.max().map(|bound| early(bound.as_millis() as u64));
     config.timing = Timing {
         sync: sync.unwrap_or(config.timing.sync).max(1),
+        alone: match setup.alone {
+            true => 0,
+            false => config.timing.alone,
+        },
         ..config.timing
     };
     config.limits = setup.limits;
-    let mut store = Store::new(config)?;
+    let started = Instant::now();
+    let mut store = Store::new(config.clone())?;
+    let (mut disk, mut thread) = (None, None);
+    if let Some(mut file) = setup.disk {
+        let state = load(&mut file, &mut store, &config, started)?;
+        let state = Arc::new(state);
+        let waited = config.groups.iter().any(|group| {
+            // Somebody waits until it is safe.
+            group.persistent && group.replication == Replication::Sync
+        });
+        let pace = match waited {
+            true => Pace::Fast,
+            false => Pace::Slow(DISK_PAUSE),
+        };
+        let (link, running) = database::start(file, state, pace)?;
+        (disk, thread) = (Some(link), Some(running));
+    }
     store.watch();
     let (commands, queue) = mpsc::channel(QUEUE);
     let sessions = Sessions::new(Shared {
@@ -155,27 +223,94 @@ pub fn start<N: Network>(setup: Setup, network: N) -> Result<(Sessions, Driver<N
                 counts: Counts::default(),
             })
             .collect(),
-        ready: false.into(),
+        ready: watch::Sender::new(false),
+        patience: Sessions::patience(),
+        disk: disk.as_ref().map(|link| Arc::clone(link.state())),
         id_key: setup.id_key,
     });
-    let driver = Driver {
+    Ok(Prepared {
         store,
-        network,
-        sessions: sessions.clone(),
+        sessions,
         commands: queue,
-        waiting: HashMap::new(),
-        next_token: 0,
-        last: HashMap::new(),
-        next_number: 0,
-        parked: VecDeque::new(),
-        parked_until: None,
-        stuck: BTreeMap::new(),
-        stuck_until: None,
-        started: Instant::now(),
-        refused: BTreeSet::new(),
-        surveys: Surveys::default(),
-    };
-    Ok((sessions, driver))
+        started,
+        disk,
+        thread,
+    })
+}
+
+/// Reads the file into the store. A file that turns out to be damaged is set aside, and the
+/// store stays empty.
+fn load(
+    file: &mut Opened,
+    store: &mut Store,
+    config: &Config,
+    started: Instant,
+) -> Result<DiskState, StartError> {
+    let persistent = config.groups.iter().filter(|group| group.persistent);
+    let keys: Vec<u32> = persistent.map(|group| group_key(&group.name)).collect();
+    let began = Instant::now();
+    let now = || Time(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let (state, whole) = file.read(&keys, |batch| store.load(batch, now()))?;
+    if !whole {
+        *store = Store::new(config.clone())?;
+    }
+    tracing::info!(
+        file = %state.path().display(),
+        sessions = store.counters().sessions,
+        ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "sessions read from disk",
+    );
+    Ok(state)
+}
+
+impl Prepared {
+    /// The thread that writes to disk: it ends after the driver has, when it has written
+    /// what was left.
+    pub fn take_thread(&mut self) -> Option<JoinHandle<()>> {
+        self.thread.take()
+    }
+
+    /// Connects the store to a network.
+    pub fn connect<N: Network>(self, network: N) -> (Sessions, Driver<N>) {
+        let driver = Driver {
+            store: self.store,
+            network,
+            sessions: self.sessions.clone(),
+            commands: self.commands,
+            waiting: HashMap::new(),
+            next_token: 0,
+            last: HashMap::new(),
+            next_number: 0,
+            parked: VecDeque::new(),
+            parked_until: None,
+            stuck: BTreeMap::new(),
+            stuck_until: None,
+            started: self.started,
+            refused: BTreeSet::new(),
+            surveys: Surveys::default(),
+            disk: self.disk,
+            begun: 0,
+        };
+        (self.sessions, driver)
+    }
+}
+
+/// The next report of the disk's thread; none without one.
+async fn report(disk: &mut Option<Link>) -> Report {
+    match disk {
+        Some(link) => link.report().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl<N> Drop for Driver<N> {
+    /// Leaves to the disk's thread what it has not got yet.
+    fn drop(&mut self) {
+        let Some(link) = &self.disk else { return };
+        while let Some((seq, batch)) = self.store.last_batch() {
+            link.leave(seq, batch);
+        }
+    }
 }
 
 impl<N: Network> Driver<N> {
@@ -205,9 +340,18 @@ impl<N: Network> Driver<N> {
                         self.tell_changes(&watch);
                     }
                 }
+                report = report(&mut self.disk) => self.reported(report),
                 () = sleep_until(wake) => self.tick(),
             }
         }
+    }
+
+    fn reported(&mut self, report: Report) {
+        if report.begun != self.begun {
+            self.begun = report.begun;
+            self.store.rewrite();
+        }
+        self.handle(Input::Persisted { seq: report.done });
     }
 
     fn now(&self) -> Time {
@@ -413,8 +557,12 @@ impl<N: Network> Driver<N> {
                         self.unpark();
                     }
                 }
-                // No group of this driver has a disk yet, or is held elsewhere.
-                Output::Persist { seq, .. } => self.handle(Input::Persisted { seq }),
+                Output::Persist { seq, batch } => {
+                    if let Some(link) = &self.disk {
+                        link.write(seq, batch);
+                    }
+                }
+                // No group of this driver is held elsewhere.
                 Output::External { token, .. } => self.handle(Input::External {
                     token,
                     outcome: Outcome::Unavailable,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::database::Opened;
 use super::driver::{Event, GroupSetup, Network, Refused, Setup, Watch, about, start};
 use super::handle::{Kept, Sessions};
 use super::survey::{Question, What, hex};
@@ -20,11 +21,11 @@ const TTL: Duration = Duration::from_secs(600);
 
 /// The wires between all nodes.
 #[derive(Clone, Default)]
-struct Wires(Arc<Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Event>>>>);
+pub(super) struct Wires(Arc<Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Event>>>>);
 
 impl Wires {
     /// Tells everybody who is there.
-    fn announce(&self) {
+    pub fn announce(&self) {
         let ends = self.0.lock().unwrap();
         let members: Vec<Member> = ends
             .keys()
@@ -114,9 +115,9 @@ impl Cache {
     }
 }
 
-struct Node {
+pub(super) struct Node {
     id: NodeId,
-    sessions: Sessions,
+    pub sessions: Sessions,
     cache: Cache,
     refuse: Arc<AtomicUsize>,
     cut: Arc<AtomicBool>,
@@ -126,6 +127,17 @@ struct Node {
 
 impl Node {
     fn start(wires: &Wires, id: u64, manager: Manager, replication: Replication) -> Self {
+        Self::start_on(wires, id, manager, replication, None)
+    }
+
+    /// One that has its sessions in a file, too.
+    pub fn start_on(
+        wires: &Wires,
+        id: u64,
+        manager: Manager,
+        replication: Replication,
+        disk: Option<Opened>,
+    ) -> Self {
         let id = NodeId(id);
         let (end, events) = mpsc::unbounded_channel();
         wires.0.lock().unwrap().insert(id, end);
@@ -146,6 +158,7 @@ impl Node {
             groups: vec![GroupSetup {
                 name: "user".into(),
                 manager,
+                persistent: disk.is_some(),
                 replication,
                 sync_timeout: Duration::from_millis(700),
                 ttl: TTL,
@@ -154,6 +167,8 @@ impl Node {
                 buckets: 16,
                 ..Limits::default()
             },
+            disk,
+            alone: false,
         };
         let (sessions, driver) = start(setup, network).unwrap();
         let cache = Cache::default();

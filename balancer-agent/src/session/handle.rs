@@ -5,23 +5,24 @@
 //! of a client must not wait for bookkeeping.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::database::DiskState;
 use super::store::Store;
 use super::survey::{Answer, Asked, Question};
 use super::types::{Expect, GroupId, NodeId, Op, Outcome, Session, Time};
 
 /// Requests that wait for the store's task.
 pub const QUEUE: usize = 32_768;
-
-/// From one look at whether the store serves to the next.
-const SOON: Duration = Duration::from_millis(10);
+/// So long after its start a store that has not caught up yet is waited for by those who
+/// look for a session: it needs a moment for its peers, and clients come at once.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// A session's id as the store has it.
 pub type Id = SmallVec<[u8; 24]>;
@@ -153,7 +154,11 @@ pub(super) struct Shared {
     pub commands: mpsc::Sender<Command>,
     /// By their [`GroupId`].
     pub groups: Vec<Group>,
-    pub ready: AtomicBool,
+    pub ready: watch::Sender<bool>,
+    /// Until then, what is looked for waits for the store to be ready.
+    pub patience: Instant,
+    /// How the writing to disk goes, where there is one.
+    pub disk: Option<Arc<DiskState>>,
     /// Key for [`Sessions::id_of`].
     pub id_key: [u64; 2],
 }
@@ -255,6 +260,16 @@ impl Sessions {
         Self(Arc::new(shared))
     }
 
+    /// Until when a store that starts now is waited for.
+    pub(super) fn patience() -> Instant {
+        Instant::now() + STARTING
+    }
+
+    /// How the writing to disk goes; nothing without persistent groups.
+    pub fn disk(&self) -> Option<&DiskState> {
+        self.0.disk.as_deref()
+    }
+
     /// All groups, in the order of the configuration.
     pub fn groups(&self) -> impl Iterator<Item = (GroupId, &Group)> + Clone {
         (0..).map(GroupId).zip(&self.0.groups)
@@ -274,14 +289,13 @@ impl Sessions {
 
     /// Whether the store has caught up and serves.
     pub fn ready(&self) -> bool {
-        self.0.ready.load(Relaxed)
+        *self.0.ready.borrow()
     }
 
     /// Waits until the store serves; for the start of those who use it.
     pub async fn caught_up(&self) {
-        while !self.ready() {
-            sleep(SOON).await;
-        }
+        // The sender is here: it does not go while somebody waits.
+        let _ = self.0.ready.subscribe().wait_for(|ready| *ready).await;
     }
 
     /// The key for hashes of ids: the same on every node of the cluster, known to no other.
@@ -344,8 +358,12 @@ impl Sessions {
 
     /// Asks for a session, and counts that as an access. `None`: there is none.
     ///
+    /// Just after the start it waits until the store is ready, at most until ten seconds
+    /// after: a client whose session is still on its way from disk or peers would be sent
+    /// elsewhere, and lose it.
+    ///
     /// # Errors
-    /// No answer within `bound`.
+    /// No answer within `bound`, from when the store was ready.
     pub async fn find(
         &self,
         group: GroupId,
@@ -354,6 +372,11 @@ impl Sessions {
     ) -> Result<Option<Session>, NoAnswer> {
         let counts = &self.group(group).ok_or(NoAnswer)?.counts;
         Counts::add(&counts.asked);
+        if !self.ready() {
+            let mut ready = self.0.ready.subscribe();
+            // Not ready by then: the store says so itself.
+            let _ = timeout_at(self.0.patience, ready.wait_for(|ready| *ready)).await;
+        }
         let (done, outcome) = oneshot::channel();
         if !self.push(group, id, Op::Get { touch: true }, Some(done)) {
             return Err(NoAnswer);
@@ -469,6 +492,6 @@ impl Sessions {
     }
 
     pub(super) fn set_ready(&self, ready: bool) {
-        self.0.ready.store(ready, Relaxed);
+        self.0.ready.send_replace(ready);
     }
 }

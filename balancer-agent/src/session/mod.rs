@@ -39,13 +39,15 @@
 //!   the memory bound; `disk`: persistence; `outbox`: queues to peers; `inspect`: looking in;
 //!   `watch`: what has changed; `survey`: questions of operators to all nodes;
 //! - `driver`, `network`, `handle`: the task that connects a store to cluster and clock, and what the
-//!   rest of the agent knows of it.
+//!   rest of the agent knows of it;
+//! - `database`: the file that persistent groups are in.
 //!
 //! The protocol, what it promises and what not, is described in `docs/sessions.md`.
 
 pub mod codec;
 mod config;
 mod counters;
+pub mod database;
 mod disk;
 pub mod driver;
 #[cfg(test)]

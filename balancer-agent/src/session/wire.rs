@@ -32,6 +32,11 @@ impl<'a> Reader<'a> {
         self.rest.len()
     }
 
+    /// All that has not been read yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) = self
             .rest

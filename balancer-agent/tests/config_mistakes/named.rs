@@ -15,12 +15,27 @@ use super::http::{BASE, FILES, marked};
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 const QUEUE: &str = "[pool.queue]\nlength = 100";
+const STICKY: &str = "type = \"route\"\n\n[pool.queue]\nlength = 100";
 const PEM: &str = "a PEM file with the certificate and its chain";
 const KEY: &str = "a PEM file with the certificate's private key";
 const AUTHORITIES: &str = "a PEM file with the certificates of authorities";
 const ROOT: &str = "a directory that the agent may read";
 /// The certificate of the first frontend.
 const PAIR: &str = "certificate = \"@/site.pem\"\nkey = \"@/site.key\"";
+
+const DIRECTORY: &str = "a directory that the agent may read and write, or may make";
+
+/// A pool whose sessions are in the group `g`, and the group, which is on disk.
+macro_rules! learn {
+    () => {
+        "type = \"learn\"\ncookie = \"S\"\ngroup = \"g\"\n"
+    };
+}
+macro_rules! group {
+    () => {
+        "[[session.group]]\nname = \"g\"\nmanager = \"persistent\""
+    };
+}
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
@@ -47,6 +62,11 @@ const ROWS: &[Row] = &[
     ("[[frontend]]\nname = \"plain\"", "[[frontend.site]]\nhosts = [\"a.example\"]\nroot = ^\"@/none\"\n\n[[frontend]]\nname = \"plain\"", "`root` \"@/none\" can't be opened: No such file", ROOT),
     ("\"@/access.log\"", "^\"@/none/access.log\"", "`file` \"@/none/access.log\" can't be made: @/none: No such file", "a directory that is there"),
     ("\"@/access.log\"", "^\"@/junk.pem/access.log\"", "`file` \"@/junk.pem/access.log\" can't be made: @/junk.pem: not a directory", "a directory that is there"),
+    // Sessions.
+    (STICKY, concat!(learn!(), "[session]\ndirectory = ^\"@/junk.pem\"\n", group!()), "`directory` \"@/junk.pem\" can't be used: not a directory", DIRECTORY),
+    (STICKY, concat!(learn!(), "[session]\ndirectory = ^\"@/junk.pem/below/it\"\n", group!()), "`directory` \"@/junk.pem/below/it\" can't be made: @/junk.pem: not a directory", DIRECTORY),
+    (STICKY, concat!(learn!(), "[session]\ndirectory = ^\"@/odd\"\n", group!()), "`directory` \"@/odd\" can't be used: @/odd/sessions.redb is not a regular file", "another `directory`"),
+    (STICKY, concat!(learn!(), "[session]\ndirectory = ^\"@/foreign\"\n", group!()), "`directory` \"@/foreign\" can't be used: @/foreign/sessions.redb is a database, and not one of balancer's sessions", "the file moved away"),
     // Each at its own place, and all together.
     (QUEUE, "[pool.tls]\nauthorities = ^\"@/junk.pem\"\n[[pool.backend]]\nname = \"s0\"\naddress = \"127.0.0.1:8000\"\n[[frontend]]\nname = \"x\"\nmode = \"http\"\naddress = \"127.0.0.1:81\"\npool = \"more\"\n[[pool]]\nname = \"more\"\n[pool.tls]\nauthorities = ^\"@/junk.pem\"", "`authorities` \"@/junk.pem\" holds no certificate", AUTHORITIES),
 ];
@@ -56,6 +76,7 @@ const ROWS: &[Row] = &[
 const WARNINGS: &[Row] = &[
     ("\"@/site.pem\"\nkey = \"@/site.key\"", "^\"@/late.pem\"\nkey = \"@/late.key\"", "`certificate` \"@/late.pem\" expired on", "valid now"),
     (QUEUE, "[pool.tls]\nverify = false\ncertificate = ^\"@/late.pem\"\nkey = \"@/late.key\"", "`certificate` \"@/late.pem\" expired on", "valid now"),
+    (STICKY, concat!(learn!(), "[session]\ndirectory = ^\"@/damaged\"\n", group!()), "`directory` \"@/damaged\" has a damaged file: @/damaged/sessions.redb", "a whole file, or none"),
     (PAIR, "certificate = \"@/site.pem\"\nkey = \"@/site.key\"\n[[frontend.tls.certificate]]\ncertificate = ^\"@/other.pem\"\nkey = \"@/other.key\"", "`certificate` \"@/other.pem\" is for www.example.org, for which one before it is already used", "one certificate for each name"),
 ];
 
@@ -87,7 +108,16 @@ impl Folder {
         folder.file("broken.pem", &pem("CERTIFICATE"));
         folder.file("broken.key", &pem("PRIVATE KEY"));
         folder.file("locked.key", &pem("ENCRYPTED PRIVATE KEY"));
-        fs::create_dir(folder.0.path().join("www")).unwrap();
+        for directory in ["www", "odd/sessions.redb", "damaged", "foreign"] {
+            fs::create_dir_all(folder.0.path().join(directory)).unwrap();
+        }
+        folder.file("damaged/sessions.redb", "not a database");
+        let foreign = folder.0.path().join("foreign/sessions.redb");
+        let database = redb::Database::create(foreign).unwrap();
+        let write = database.begin_write().unwrap();
+        let table = redb::TableDefinition::<u64, u64>::new("stock");
+        drop(write.open_table(table).unwrap());
+        write.commit().unwrap();
         folder
     }
 

@@ -46,10 +46,15 @@ const MISTAKES: &[Row] = &[
     ("sessions_max", "^manager", "unknown key `manager`", "it in `[[session.group]]`"),
     ("name = \"user\"\n", "^ttl_max = \"1h\"\nname = \"user\"\n", "unknown key `ttl_max`", "one of `name`"),
     ("\"user\"\nttl", "^\"us er\"\nttl", "`name` \"us er\" has the character ` `", "1 to 64 characters"),
-    ("\"user\"\nttl", "\"user\"\nmanager = ^\"redis\"\nttl", "`manager` \"redis\" is not available in this version", "\"delta\" or \"backup\""),
-    ("\"user\"\nttl", "\"user\"\nmanager = ^\"all\"\nttl", "`manager` \"all\" is not known", "\"delta\" or \"backup\""),
+    ("\"user\"\nttl", "\"user\"\nmanager = ^\"redis\"\nttl", "`manager` \"redis\" is not available in this version", "\"delta\" or \"backup\" or \"persistent\""),
+    ("\"user\"\nttl", "\"user\"\nmanager = ^\"all\"\nttl", "`manager` \"all\" is not known", "\"delta\" or \"backup\" or \"persistent\""),
     ("\"user\"\nttl", "\"user\"\nmanager = \"backup\"\ncopies = ^0\nttl", "`copies` 0 is out of range", "from 1 to 7"),
-    ("\"user\"\nttl", "\"user\"\ncopies = ^2\nttl", "`copies` does not belong to a group with the manager \"delta\"", "`manager = \"backup\"`"),
+    ("\"user\"\nttl", "\"user\"\nmanager = \"persistent\"\ncopies = ^8\nttl", "`copies` 8 is out of range", "from 1 to 7"),
+    ("\"user\"\nttl", "\"user\"\ncopies = ^2\nttl", "`copies` does not belong to a group with the manager \"delta\"", "`manager = \"backup\"` or `\"persistent\"`"),
+    ("50000", "50000\ndirectory = ^\"/var/lib/b\"", "`directory` does not belong to a `[session]` without a group with the manager \"persistent\"", "`manager = \"persistent\"` in a group"),
+    ("50000\n\n[[session.group]]\nname = \"user\"", "50000\ndirectory = ^\"sessions\"\n\n[[session.group]]\nname = \"user\"\nmanager = \"persistent\"", "`directory` \"sessions\" is a relative path", "an absolute path such as \"/var/lib/balancer/sessions\""),
+    ("50000\n\n[[session.group]]\nname = \"user\"", "50000\ndirectory = ^true\n\n[[session.group]]\nname = \"user\"\nmanager = \"persistent\"", "`directory` is the boolean true", "\"/var/lib/balancer/sessions\""),
+    ("\"user\"\nttl", "\"user\"\n^directory = \"/var/lib/b\"\nttl", "unknown key `directory`", "it in `[session]`"),
     ("\"user\"\nttl", "\"user\"\nreplication = ^true\nttl", "`replication` is the boolean true", "\"async\" or \"sync\""),
     ("\"user\"\nttl", "\"user\"\nsync_timeout = ^\"1s\"\nttl", "`sync_timeout` does not belong to a group with the replication \"async\"", "`replication = \"sync\"`"),
     ("\"user\"\nttl", "\"user\"\nreplication = \"sync\"\nsync_timeout = ^\"2h\"\nttl", "`sync_timeout` \"2h\" is too long", "from 10ms to 1m"),
@@ -129,6 +134,20 @@ fn defaults_and_lives() {
     let group = of(&sync).sessions.unwrap().groups[0].clone();
     assert_eq!(group.manager, SessionManager::Backup(1));
     assert_eq!(group.sync_timeout, Some(Duration::from_secs(1)));
+    assert!(!of(BASE).sessions.unwrap().persistent());
+    let disk = BASE.replacen("ttl = ", "manager = \"persistent\"\nttl = ", 1);
+    let sessions = of(&disk).sessions.unwrap();
+    assert_eq!(sessions.groups[0].manager, SessionManager::Persistent(1));
+    assert_eq!(
+        sessions.directory.to_str(),
+        Some("/var/lib/balancer/sessions")
+    );
+    assert!(sessions.persistent());
+    let disk = disk.replacen("50000", "50000\ndirectory = \"/srv/sessions\"", 1);
+    let disk = disk.replacen("ttl = ", "copies = 3\nttl = ", 1);
+    let sessions = of(&disk).sessions.unwrap();
+    assert_eq!(sessions.groups[0].manager, SessionManager::Persistent(3));
+    assert_eq!(sessions.directory.to_str(), Some("/srv/sessions"));
 }
 
 #[test]
@@ -143,6 +162,16 @@ fn what_is_odd_is_said() {
         odd(&sync).contains("there is no `[cluster]`"),
         "{}",
         odd(&sync)
+    );
+    // A disk is worth waiting for without other nodes.
+    let disk = "manager = \"persistent\"\nreplication = \"sync\"\nttl = ";
+    let disk = BASE.replacen("ttl = ", disk, 1);
+    assert!(!odd(&disk).contains("cluster"), "{}", odd(&disk));
+    let copies = disk.replacen("ttl = ", "copies = 2\nttl = ", 1);
+    assert!(
+        odd(&copies).contains("there is no `[cluster]`"),
+        "{}",
+        odd(&copies)
     );
     let unused = BASE.replacen("group = \"user\"\n", "", 1);
     assert!(odd(&unused).contains("no pool has its sessions in this group"));

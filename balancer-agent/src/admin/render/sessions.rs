@@ -3,6 +3,7 @@
 use super::{bytes, duration, right, table, titled};
 use crate::admin::sessions::{SessionCounts, SessionList, SessionStatus, SessionsStatus};
 use crate::admin::survey::Unheard;
+use crate::session::database::DiskStatus;
 
 /// Groups, and what is worth a word.
 pub(super) fn status(sessions: &SessionsStatus) -> String {
@@ -47,6 +48,41 @@ pub(super) fn status(sessions: &SessionsStatus) -> String {
     if !notes.is_empty() {
         out += &format!("{}\n", notes.join(", "));
     }
+    if let Some(disk) = &sessions.disk {
+        out += &on_disk(disk);
+    }
+    out
+}
+
+/// How the writing to disk goes.
+fn on_disk(disk: &DiskStatus) -> String {
+    let mut out = format!(
+        "on disk: {} in {}, {} changes in {} transactions",
+        bytes(disk.bytes),
+        disk.file,
+        disk.records,
+        disk.commits
+    );
+    if disk.loaded > 0 {
+        out += &format!(
+            ", {} read at the start in {}",
+            disk.loaded,
+            duration(disk.loaded_in_ms)
+        );
+    }
+    out.push('\n');
+    if let Some(error) = &disk.error {
+        out += &format!(
+            "NOT ON DISK for {}: {error} ({} wait, {} parts to write whole); sessions are kept \
+             in memory\n",
+            duration(disk.failing_for_ms.unwrap_or_default()),
+            bytes(disk.backlog_bytes),
+            disk.behind
+        );
+    }
+    for path in &disk.set_aside {
+        out += &format!("a damaged file was set aside: {path}\n");
+    }
     out
 }
 
@@ -87,7 +123,11 @@ pub fn sessions(list: &SessionList) -> String {
         true => "and more: --limit shows them\n",
         false => "",
     };
-    format!("{table}\n{more}{}", last_line(&list.unheard))
+    let disk = match &list.disk_error {
+        Some(error) => format!("NOT ON DISK: {error}; sessions are kept in memory\n"),
+        None => String::new(),
+    };
+    format!("{table}\n{more}{disk}{}", last_line(&list.unheard))
 }
 
 /// Counts for people.

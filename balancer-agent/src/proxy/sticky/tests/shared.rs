@@ -66,11 +66,14 @@ fn two(sticky: Sticky, replication: Replication, told: usize) -> Two {
         groups: vec![GroupSetup {
             name: "user".into(),
             manager: Manager::Delta,
+            persistent: false,
             replication,
             sync_timeout: Duration::from_secs(1),
             ttl: Duration::from_secs(600),
         }],
         limits: Limits::default(),
+        disk: None,
+        alone: true,
     };
     let (sessions, driver) = start(setup, Alone::new(NodeId(1), 7)).unwrap();
     let view = || share(&SPEC, &sticky, &sessions, None);
