@@ -7,6 +7,7 @@
 //! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2/`: HTTP/2;
 //! - `body.rs`: a request's body that can be sent again.
 
+pub mod ajp;
 pub mod body;
 mod chunked;
 pub mod connect;

@@ -31,6 +31,7 @@ fn speech(change: impl FnOnce(&mut PoolHttp)) -> Arc<Speech> {
     Arc::new(Speech {
         tls: None,
         protocol: http.protocol,
+        ajp: http.ajp,
         send_proxy: http.send_proxy,
         timeouts: http.timeouts,
         keep_alive: http.keep_alive_connections,
