@@ -10,11 +10,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rustls::HandshakeKind;
-use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::door::{Door, Ticket};
 use super::io::GuardIo;
@@ -237,13 +235,8 @@ fn info(stream: &TlsStream<TcpStream>) -> TlsInfo {
             .and_then(|suite| suite.suite().as_str())
             .unwrap_or("-"),
         server_name: session.server_name().map(Arc::from),
-        client_certificate: leaf.and_then(subject),
+        client_certificate: leaf.map(|leaf| leaf.as_ref().into()),
     }
-}
-
-fn subject(certificate: &CertificateDer<'_>) -> Option<Arc<[u8]>> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.subject().as_raw().into())
 }
 
 /// Waits for a future for some time.

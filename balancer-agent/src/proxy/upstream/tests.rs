@@ -12,11 +12,13 @@ use http_body_util::StreamBody;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::ajp::Origin;
 use super::connect::Parties;
 use super::endpoint::Speech;
 use super::head::{Listed, Outgoing};
 use super::pool::{Handed, Terms};
 use super::*;
+use crate::model::Activation;
 use crate::model::http::{PoolHttp, ProxyVersion};
 use crate::proxy::testing::local;
 use crate::proxy::types::Body;
@@ -154,6 +156,15 @@ impl Ask {
             idempotent: self.method.is_idempotent(),
             until: self.until,
             inform: &mut told,
+            origin: Origin {
+                protocol: "HTTP/1.1",
+                client: "192.0.2.1:1000".parse().unwrap(),
+                local: "192.0.2.2:80".parse().unwrap(),
+                secure: false,
+                tls: None,
+                route: "s1",
+                activation: Activation::Active,
+            },
             handed: &mut handed,
         };
         let result = to.send(&mut outgoing, self.body, terms).await;
