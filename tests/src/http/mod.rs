@@ -2,7 +2,7 @@
 //! client that sends any bytes ([`raw`]), a backend that records them ([`recorder`]) and
 //! readers of all habits that judge what was recorded ([`lax`]), the table of requests
 //! ([`rows`]), certificates ([`certs`]), frames of HTTP/2 ([`frames`], [`h2once`]), load that proves
-//! what became of every request ([`chaos`]), and scenes of one namespace with a balancer
+//! what became of every request ([`chaos`]), real Tomcats ([`tomcat`]), and scenes of one namespace with a balancer
 //! on loopback ([`web`]).
 
 pub mod app;
@@ -16,4 +16,5 @@ pub mod proc;
 pub mod raw;
 pub mod recorder;
 pub mod rows;
+pub mod tomcat;
 pub mod web;

@@ -233,9 +233,19 @@ fn info(stream: &TlsStream<TcpStream>) -> TlsInfo {
         cipher: session
             .negotiated_cipher_suite()
             .and_then(|suite| suite.suite().as_str())
-            .unwrap_or("-"),
+            .map_or("-", iana),
         server_name: session.server_name().map(Arc::from),
         client_certificate: leaf.map(|leaf| leaf.as_ref().into()),
+    }
+}
+
+/// IANA's name of a cipher suite; rustls has its own names for those of TLS 1.3.
+fn iana(name: &'static str) -> &'static str {
+    match name {
+        "TLS13_AES_128_GCM_SHA256" => "TLS_AES_128_GCM_SHA256",
+        "TLS13_AES_256_GCM_SHA384" => "TLS_AES_256_GCM_SHA384",
+        "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
+        name => name,
     }
 }
 

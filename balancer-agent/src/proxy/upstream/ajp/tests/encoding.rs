@@ -263,7 +263,7 @@ fn tls_is_told() {
     let map = HeaderMap::new();
     let certificate: Vec<u8> = (0..100).collect();
     for (cipher, bits) in [
-        ("TLS13_AES_128_GCM_SHA256", Some(128)),
+        ("TLS_AES_128_GCM_SHA256", Some(128)),
         ("TLS_AES_256_GCM_SHA384", Some(256)),
         ("TLS_CHACHA20_POLY1305_SHA256", Some(256)),
         ("-", None),
