@@ -313,6 +313,40 @@ fn requests_arrive_as_by_http() {
     );
 }
 
+#[test]
+fn http2_and_old_http_arrive_as_such() {
+    let scene = Scene::new(&both());
+    let curl = |arguments: &[&str]| {
+        let mut command = scene.ns.command("curl");
+        command.args(["--silent", "--show-error", "--max-time", "60"]);
+        let output = command.args(arguments).output().expect("run curl");
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).expect("text");
+        let line = |name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.strip_prefix(name));
+            lines
+                .next()
+                .unwrap_or_else(|| panic!("no {name} in {text}"))
+                .trim()
+                .to_owned()
+        };
+        (line("protocol"), line("body"), line("server_name"))
+    };
+    let url = "http://127.0.0.1:8080/a/x";
+    let name = "127.0.0.1".to_owned();
+    for (version, protocol) in [
+        ("--http2-prior-knowledge", "HTTP/2.0"),
+        ("--http1.1", "HTTP/1.1"),
+        ("--http1.0", "HTTP/1.0"),
+    ] {
+        let want = (protocol.to_owned(), "4".to_owned(), name.clone());
+        assert_eq!(curl(&[version, "--data", "body", url]), want);
+    }
+    // Without any host, the address that the client has reached.
+    let want = ("HTTP/1.0".to_owned(), "0".to_owned(), name.clone());
+    assert_eq!(curl(&["--http1.0", "--header", "Host:", url]), want);
+}
+
 /// Bytes of a request in AJP13, by what Tomcat said of the same one by HTTP.
 fn packet_size(all: &BTreeMap<String, Vec<String>>, port: u16) -> usize {
     const CODED: [&str; 14] = [
