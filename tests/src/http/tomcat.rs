@@ -9,11 +9,12 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::raw;
 use crate::netns::Netns;
-use crate::process::{Process, wait_until};
+use crate::process::{BOUND, Process, wait_until};
 
 /// Debian's package `tomcat10-common`.
 const HOME: &str = "/usr/share/tomcat10";
@@ -116,9 +117,28 @@ impl Tomcat {
         tomcat
     }
 
-    /// The process.
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
+    /// Stops the process without ending it, and waits until none of its threads runs: the
+    /// signal alone has reached only the first of them.
+    #[track_caller]
+    pub fn pause(&mut self) {
+        self.process.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.process.id());
+        wait_until("Tomcat to stand still", BOUND, || {
+            let threads = fs::read_dir(&tasks).expect("its threads");
+            threads.flatten().all(|thread| {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                // After the name, which may have anything in it.
+                stat.rsplit(") ")
+                    .next()
+                    .is_some_and(|rest| rest.starts_with('T'))
+            })
+        });
+    }
+
+    /// Lets it go on.
+    #[track_caller]
+    pub fn resume(&mut self) {
+        self.process.signal(Signal::SIGCONT);
     }
 }
 
