@@ -134,7 +134,7 @@ const SYNTAX: &[Mistake] = &[
 #[rustfmt::skip]
 const STRUCTURE: &[Mistake] = &[
     ("weight = 2", "wieght = 2", 32, 1, "unknown key `wieght`", "`weight`"),
-    ("weight = 2", "colour = 2", 32, 1, "unknown key `colour`", "one of `name`, `address`, `weight`, `activation`, `route`, `domain`, `redirect`, `priority` or `max_connections`"),
+    ("weight = 2", "colour = 2", 32, 1, "unknown key `colour`", "one of `name`, `address`, `weight`, `activation`, `route`, `domain`, `redirect`, `priority`, `max_connections`, `http_port` or `secret`"),
     ("[admin]\nsocket", "[admin]\nsokcet", 5, 1, "unknown key `sokcet`", "`socket`"),
     ("[timeouts]", "[timeout]", 7, 2, "unknown key `timeout`", "`timeouts`"),
     ("tcp_idle", "tcp-idle", 8, 1, "unknown key `tcp-idle`", "`tcp_idle`"),
@@ -274,7 +274,7 @@ const VALUES: &[Mistake] = &[
 
 #[rustfmt::skip]
 const CHECKS: &[Mistake] = &[
-    ("type = \"http\"", "type = \"https\"", 21, 8, "`type` \"https\" is not known", "\"tcp\" or \"http\" or \"none\""),
+    ("type = \"http\"", "type = \"https\"", 21, 8, "`type` \"https\" is not known", "\"tcp\" or \"http\" or \"ajp\" or \"none\""),
     ("path = \"/health\"", "path = \"health\"", 23, 8, "\"health\" does not begin with `/`", "\"/health\""),
     ("path = \"/health\"", "path = \"/a b\"", 23, 8, "\"/a b\" has the character ` `", "percent-encoded"),
     ("path = \"/health\"", "path = \"/a\\rb\"", 23, 8, "has the character `\\r`", "percent-encoded"),

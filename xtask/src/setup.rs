@@ -31,7 +31,7 @@ const COMPILER: [&str; 5] = [
 ];
 
 /// A program that tests or builds call, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("c++", "build-essential"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -43,7 +43,16 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("nginx", "nginx"),
     ("wrk", "wrk"),
     ("h2load", "nghttp2-client"),
+    ("java", "default-jre-headless"),
 ];
+
+/// A file that tests need, what it stands for, and the Debian package that has it. Of
+/// Tomcat the package without the daemon.
+const FILES: [(&str, &str, &str); 1] = [(
+    "/usr/share/tomcat10/bin/bootstrap.jar",
+    "Tomcat",
+    "tomcat10-common",
+)];
 
 /// Packages whose daemon Debian starts when it installs them, and at every boot; here they
 /// are only programs for tests and benchmarks.
@@ -134,6 +143,16 @@ fn missing_programs() -> Vec<String> {
             Some(path) => row(true, program, &path),
             None => {
                 row(false, program, &format!("in the package {package}"));
+                packages.push(package.to_owned());
+            }
+        }
+    }
+    for (file, what, package) in FILES {
+        let found = Path::new(file).exists();
+        match found {
+            true => row(true, what, file),
+            false => {
+                row(false, what, &format!("in the package {package}"));
                 packages.push(package.to_owned());
             }
         }

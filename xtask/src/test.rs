@@ -119,7 +119,7 @@ fn suites() -> Result<(Vec<String>, Vec<String>)> {
     names.sort_unstable();
     Ok(names
         .into_iter()
-        .partition(|name| name.starts_with("http_")))
+        .partition(|name| name.starts_with("http_") || name.ends_with("ajp")))
 }
 
 /// Does what the tests need; when that fails, shows why and counts it as failed.

@@ -10,6 +10,7 @@ use common::tables::Unavailable;
 use toml::Spanned;
 
 use super::findings::{Findings, Mistake, Span, quote};
+use super::http::ajp;
 use super::http::pool as http_pool;
 use super::http::pool::{HttpBackend, HttpPool};
 use super::raw::{Field, RawBackend, RawCheck, RawPassive, RawPool, Section, Value};
@@ -153,7 +154,11 @@ pub(super) fn pool(
         0 => Role::Upstream,
         _ => Role::Backend,
     };
-    let spoken = (usage, raw.tls.is_some());
+    let spoken = Spoken {
+        usage,
+        tls: raw.tls.is_some(),
+        ajp: ajp::is_spoken(raw),
+    };
     let check = match &raw.check {
         Some(table) => check(table.get_ref(), &table.span(), spoken, findings),
         None => check(&RawCheck::default(), &span, spoken, findings),
@@ -233,23 +238,36 @@ enum Type {
     None,
     Tcp,
     Http,
+    Ajp,
 }
 
-/// `spoken` is who uses the pool, and whether it has a `[pool.tls]`.
-fn check(
-    raw: &RawCheck,
-    span: &Span,
-    (usage, tls_table): (Usage, bool),
-    findings: &mut Findings,
-) -> Check {
-    let default = if usage.udp_only() {
-        Type::None
-    } else {
-        Type::Tcp
+/// What a check has to know of its pool.
+#[derive(Clone, Copy)]
+struct Spoken {
+    /// Who uses it.
+    usage: Usage,
+    /// It has a `[pool.tls]`.
+    tls: bool,
+    /// Requests go by AJP13.
+    ajp: bool,
+}
+
+fn check(raw: &RawCheck, span: &Span, spoken: Spoken, findings: &mut Findings) -> Check {
+    let Spoken {
+        usage,
+        tls: tls_table,
+        ..
+    } = spoken;
+    let as_requests = raw.port.is_none() && (usage.http || !usage.steered());
+    let default = match usage.udp_only() {
+        true => Type::None,
+        false if spoken.ajp && as_requests => Type::Ajp,
+        false => Type::Tcp,
     };
     let types = [
         ("tcp", Type::Tcp),
         ("http", Type::Http),
+        ("ajp", Type::Ajp),
         ("none", Type::None),
     ];
     let written = findings.optional("type", &raw.r#type, |v| v.word(&types, &[]));
@@ -300,10 +318,11 @@ fn check(
         let message = "only UDP frontends use this pool, so its backends' ports are no TCP ports";
         findings.error(place, message, "`port` as well: the TCP port to check");
     }
-    let as_requests = raw.port.is_none() && (usage.http || !usage.steered());
     let default = tls_table && as_requests;
     let tls = findings.or("tls", &raw.tls, default, Value::boolean);
-    if let (Some(field), true, false) = (&raw.tls, tls, tls_table) {
+    if let (Some(field), true, false) = (&raw.tls, tls, tls_table)
+        && kind != Type::Ajp
+    {
         let message = "`tls` in a pool without `[pool.tls]`: nothing says how to verify backends";
         let expected = "a `[pool.tls]` (`verify = false` in it verifies nothing), or no `tls`";
         findings.error(field.span(), message, expected);
@@ -325,6 +344,7 @@ fn check(
                 host: host.map(Spanned::into_inner),
                 expect,
             },
+            Type::Ajp => CheckKind::Ajp,
         },
         interval,
         fast_interval,
@@ -332,7 +352,7 @@ fn check(
         fall,
         rise,
         port: port.map(Spanned::into_inner),
-        tls: tls && kind != Type::None,
+        tls: tls && !matches!(kind, Type::None | Type::Ajp),
         as_requests,
     }
 }
@@ -344,6 +364,7 @@ fn keys_of_type(raw: &RawCheck, kind: Type, findings: &mut Findings) {
         Type::Http => return,
         Type::Tcp => "tcp",
         Type::None => "none",
+        Type::Ajp => "ajp",
     };
     let http = [
         ("path", &raw.path),
@@ -360,6 +381,12 @@ fn keys_of_type(raw: &RawCheck, kind: Type, findings: &mut Findings) {
                 format!("`type = \"http\"`, or no `{key}`"),
             );
         }
+    }
+    if let (Type::Ajp, Some(field)) = (kind, &raw.tls)
+        && *field.get_ref() == Value::Boolean(true)
+    {
+        let message = "`tls` in a check of type ajp: AJP13 has none";
+        findings.error(field.span(), message, "another `type`, or no `tls`");
     }
     if kind == Type::None {
         let timing = [

@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 use super::findings::{Findings, Span, nearest, quote, shown};
 use super::http::raw::{
     RawBackendTimeouts, RawBackendTls, RawClientTimeouts, RawHttp, RawLimits, RawLog, RawObserve,
-    RawQueue, RawRespond, RawRetries, RawSite, RawSticky, RawTls, Table, Tables,
+    RawPing, RawQueue, RawRespond, RawRetries, RawSite, RawSticky, RawTls, Table, Tables,
 };
 
 /// Structural mistakes that are looked for before giving up.
@@ -160,6 +160,9 @@ pub(super) struct RawPool {
     pub(super) panic_threshold: Field,
     pub(super) slow_start: Field,
     pub(super) protocol: Field,
+    pub(super) secret: Field,
+    pub(super) packet_size: Field,
+    pub(super) ping: Table<RawPing>,
     pub(super) tls: Table<RawBackendTls>,
     pub(super) send_proxy: Field,
     pub(super) timeouts: Table<RawBackendTimeouts>,
@@ -206,6 +209,8 @@ pub(super) struct RawBackend {
     pub(super) redirect: Field,
     pub(super) priority: Field,
     pub(super) max_connections: Field,
+    pub(super) http_port: Field,
+    pub(super) secret: Field,
 }
 
 /// A table, and only a table: serde's structs would take an array as well, by
@@ -533,9 +538,8 @@ fn shape(key: &str, message: &str) -> String {
         "certificate" => ("tables, each", "[[frontend.tls.certificate]]".to_owned()),
         "fallback" => ("a table,", "[frontend.site.fallback]".to_owned()),
         "limits" | "log" => ("a table,", format!("[frontend.{key}]")),
-        "check" | "passive" | "sticky" | "queue" | "retries" | "observe" | "maintenance" => {
-            ("a table,", format!("[pool.{key}]"))
-        }
+        "check" | "passive" | "sticky" | "queue" | "retries" | "observe" | "maintenance"
+        | "ping" => ("a table,", format!("[pool.{key}]")),
         _ => ("a table,", format!("[{key}]")),
     };
     format!("{kind} written as `{header}`")
@@ -593,8 +597,9 @@ fn elsewhere(key: &str) -> Option<String> {
         "interval" | "fast_interval" | "timeout" | "fall" | "rise" | "port" | "path" | "host"
         | "expect" => "[pool.check]",
         "refused" | "unanswered" => "[pool.passive]",
+        "reuse" => "[pool.ping]",
         "weight" | "activation" | "route" | "domain" | "redirect" | "priority"
-        | "max_connections" => "[[pool.backend]]",
+        | "max_connections" | "http_port" => "[[pool.backend]]",
         "balance"
         | "forward"
         | "snat"
@@ -603,6 +608,8 @@ fn elsewhere(key: &str) -> Option<String> {
         | "panic_threshold"
         | "slow_start"
         | "send_proxy"
+        | "secret"
+        | "packet_size"
         | "keep_alive_connections" => "[[pool]]",
         "protocol"
         | "http1"

@@ -288,6 +288,8 @@ pub enum CheckKind {
         /// Inclusive ranges of expected status codes.
         expect: Vec<(u16, u16)>,
     },
+    /// A CPING of AJP13 is answered by CPONG.
+    Ajp,
 }
 
 /// `[pool.passive]`: signs from real connections, counted as failed checks.

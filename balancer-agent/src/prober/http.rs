@@ -143,7 +143,7 @@ fn explain(error: &hyper::Error) -> ProbeError {
 }
 
 /// What has become of a connection.
-fn broken(error: &io::Error) -> Option<ProbeError> {
+pub(super) fn broken(error: &io::Error) -> Option<ProbeError> {
     match error.kind() {
         io::ErrorKind::ConnectionReset => Some(ProbeError::Reset),
         // The latter is what h2 says for an end.

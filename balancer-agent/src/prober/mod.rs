@@ -7,6 +7,7 @@
 //! Life of a check: due (heap) -> waiting, when too many run -> running -> result
 //! -> due. A sign moves the due time to now.
 
+mod ajp;
 pub mod health;
 pub mod http;
 pub mod probe;

@@ -3,7 +3,7 @@
 use super::Wire;
 use super::health::Outcome;
 use super::http::{self, HEAD_BYTES};
-use super::tcp;
+use super::{ajp, tcp};
 use crate::model::{Check, CheckKind};
 use std::fmt;
 use std::io;
@@ -176,6 +176,10 @@ async fn attempt(
             };
             let status = http::check(address, ask, wire, progress).await?;
             Ok(format!("status {status}").into())
+        }
+        CheckKind::Ajp => {
+            ajp::check(address, wire, progress).await?;
+            Ok("answers CPING".into())
         }
     }
 }

@@ -158,6 +158,55 @@ async fn ipv6_is_checked() {
     assert_eq!(run(address, &tcp(LONG)).await.outcome, Outcome::Success);
 }
 
+/// An AJP13 check of a server that reads CPING and says these bytes, in steps.
+async fn cping(timeout: Duration, answer: &'static [&'static [u8]]) -> Report {
+    let (listener, address) = listen().await;
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut asked = [0; 5];
+        stream.read_exact(&mut asked).await.unwrap();
+        assert_eq!(&asked, b"\x12\x34\0\x01\x0A");
+        for part in answer {
+            // The check may have had enough.
+            let _ = stream.write_all(part).await;
+            let _ = stream.flush().await;
+            tokio::task::yield_now().await;
+        }
+        if !answer.is_empty() {
+            let _ = stream.shutdown().await;
+        }
+        let _ = stream.read_u8().await;
+    });
+    let check = Check {
+        kind: CheckKind::Ajp,
+        ..tcp(timeout)
+    };
+    let report = run(address, &check).await;
+    server.abort();
+    report
+}
+
+#[tokio::test]
+async fn ajp_asks_for_cpong() {
+    let right: [&'static [&'static [u8]]; 2] = [&[b"AB\0\x01\x09"], &[b"A", b"B\0", b"\x01\x09"]];
+    for answer in right {
+        let report = cping(LONG, answer).await;
+        assert_eq!(report.outcome, Outcome::Success, "{report:?}");
+        assert_eq!(&*report.text, "answers CPING");
+    }
+    let wrong: [&'static [&'static [u8]]; 3] =
+        [&[b"HTTP/1.1 400"], &[b"AB\0\x02\x05"], &[b"AB\0\x01\x05"]];
+    for answer in wrong {
+        failed(&cping(LONG, answer).await, "in answer to CPING: not AJP13");
+    }
+    failed(&cping(LONG, &[b"AB\0"]).await, "connection closed");
+    let report = cping(SHORT, &[]).await;
+    failed(
+        &report,
+        "timeout after 200ms while waiting for the response",
+    );
+}
+
 #[tokio::test]
 async fn http_asks_as_it_should() {
     let (listener, address) = listen().await;

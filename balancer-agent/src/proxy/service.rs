@@ -104,7 +104,7 @@ impl Thread {
             let name = &pool.view.pool.name;
             let backends = pool.view.backends.iter().map(|backend| {
                 let (upstreams, speech) = (&self.upstreams, &pool.speech);
-                upstreams.backend(name, &backend.name, backend.address, speech)
+                upstreams.backend(name, &backend.name, backend.address, speech, &backend.http)
             });
             Rc::new(LocalPool {
                 backends: backends.collect(),
@@ -395,6 +395,15 @@ fn dress(response: &mut Response<Body>, frontend: &FrontendWorld, connection: &C
     if let (Some(hsts), Some(_)) = (&frontend.model.hsts, &connection.tls) {
         let headers = response.headers_mut();
         headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+    }
+}
+
+/// As AJP13 has it.
+fn protocol_word(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
     }
 }
 

@@ -117,7 +117,7 @@ pub struct TlsInfo {
     pub cipher: &'static str,
     /// Name that the client asked for.
     pub server_name: Option<Arc<str>>,
-    /// Subject of the client's verified certificate, DER.
+    /// The client's verified certificate, DER.
     pub client_certificate: Option<Arc<[u8]>>,
 }
 

@@ -47,6 +47,7 @@ const TABLES: &[Table] = &[
     ("### `[pool.retries]`", "pool", "[pool.retries]\n{}", ""),
     ("### `[pool.observe]`", "pool", "[pool.observe]\n{}", ""),
     ("### `[pool.timeouts]`", "pool", "[pool.timeouts]\n{}", ""),
+    ("### `[pool.ping]`", "pool", "protocol = \"ajp\"\n[pool.ping]\n{}", ""),
     ("### `[pool.tls]`", "pool", "[pool.tls]\n{}", ""),
     ("### `[pool.maintenance]`", "pool", "[pool.maintenance]\n{}", "body = \"x\"\n"),
     ("### `[[pool.backend]]`", "backend", "[[pool.backend]]\n{}", "name = \"s2\"\naddress = \"127.0.0.2:8080\"\n"),
@@ -143,6 +144,7 @@ fn every_key_is_in_the_guide() {
         "retries",
         "observe",
         "timeouts",
+        "ping",
         "tls",
         "maintenance",
         "backend",
@@ -175,6 +177,7 @@ fn the_defaults_of_the_guide_hold() {
                 ("### `[pool.sticky]`", _) => {
                     "type = \"cookie\"\nkey_file = \"/etc/balancer/cookie.key\"\n"
                 }
+                ("### For `http` frontends", "packet_size") => "protocol = \"ajp\"\n",
                 ("### `[pool.check]`", "path" | "expect") => "type = \"http\"\n",
                 ("### `respond`", "body") | ("### `[pool.check]`", _) => "",
                 _ => needed,

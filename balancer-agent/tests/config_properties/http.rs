@@ -130,14 +130,18 @@ pub fn backend() -> impl Strategy<Value = BackendHttp> {
         option::of(Just(())),
         any::<u8>(),
         option::of(1..=1_000_000u32),
+        // No backend listens there; taken back in pools that do not speak AJP13.
+        (option::of(1..=9u16), option::of("[ -~]{1,20}")),
     )
         .prop_map(
-            |(route, domain, redirect, priority, max_connections)| BackendHttp {
+            |(route, domain, redirect, priority, max_connections, ajp)| BackendHttp {
                 route: route.into(),
                 domain: domain.map(Into::into),
                 redirect: redirect.map(|()| Arc::default()),
                 priority,
                 max_connections,
+                http_port: ajp.0,
+                secret: ajp.1.map(|text| Secret(text.into())),
             },
         )
 }

@@ -55,7 +55,13 @@ pub fn pool() -> impl Strategy<Value = PoolHttp> {
                 keep_alive,
             },
         );
-    let protocol = select(vec![BackendProtocol::Http1, BackendProtocol::Http2]);
+    let http = select(vec![BackendProtocol::Http1, BackendProtocol::Http2]);
+    let d = PoolHttp::default().ajp;
+    // Without AJP13 nothing is said of it.
+    let protocol = prop_oneof![
+        http.prop_map(move |http| (http, d.clone())),
+        ajp().prop_map(|ajp| (BackendProtocol::Ajp, ajp)),
+    ];
     let proxy = option::of(select(vec![ProxyVersion::V1, ProxyVersion::V2]));
     let page = response().prop_map(|(status, content_type, body)| MaintenancePage {
         status,
@@ -83,13 +89,14 @@ pub fn pool() -> impl Strategy<Value = PoolHttp> {
                 rest,
                 panic_threshold,
                 slow_start,
-                protocol,
+                (protocol, ajp),
                 tls,
                 proxy,
                 timeouts,
                 kept,
                 page,
             )| {
+                let http = protocol != BackendProtocol::Ajp;
                 PoolHttp {
                     sessions: None,
                     balance,
@@ -100,8 +107,9 @@ pub fn pool() -> impl Strategy<Value = PoolHttp> {
                     panic_threshold,
                     slow_start,
                     protocol,
-                    tls,
-                    send_proxy: proxy,
+                    ajp,
+                    tls: tls.filter(|_| http),
+                    send_proxy: proxy.filter(|_| http),
                     timeouts,
                     keep_alive_connections: kept,
                     maintenance: page,
@@ -109,6 +117,23 @@ pub fn pool() -> impl Strategy<Value = PoolHttp> {
             },
         );
     prop_oneof![1 => Just(PoolHttp::default()), 3 => custom]
+}
+
+fn ajp() -> impl Strategy<Value = Ajp> {
+    let secret = option::of("[ -~]{1,20}").prop_map(|text| text.map(|text| Secret(text.into())));
+    let reuse = prop_oneof![Just(Duration::ZERO), ms(1..=DAY)];
+    let ping = (any::<bool>(), option::of(reuse), ms(1..=60_000));
+    let ping = ping.prop_map(|(connect, reuse, timeout)| Ping {
+        connect,
+        reuse,
+        timeout,
+    });
+    let size = PACKET_LEAST..=PACKET_MOST;
+    (secret, size, ping).prop_map(|(secret, packet_size, ping)| Ajp {
+        secret,
+        packet_size,
+        ping,
+    })
 }
 
 fn backend_tls() -> impl Strategy<Value = BackendTls> {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use balancer_agent::model::http::BackendProtocol;
 use balancer_agent::model::*;
 use common::tables::Unavailable;
 
@@ -91,11 +92,13 @@ fn print_pool(out: &mut String, config: &Config, pool: &Pool, explicit: bool) {
     print_http::pool(out, &pool.http, explicit);
     let mut line = |text: String| writeln!(out, "{text}").unwrap();
     let check = &pool.check;
+    let ajp = pool.http.protocol == BackendProtocol::Ajp && check.as_requests;
     line("[pool.check]".into());
     let (kind, default) = match &check.kind {
         CheckKind::None => ("none", udp_only),
-        CheckKind::Tcp => ("tcp", !udp_only),
+        CheckKind::Tcp => ("tcp", !udp_only && !ajp),
         CheckKind::Http { .. } => ("http", false),
+        CheckKind::Ajp => ("ajp", !udp_only && ajp),
     };
     if explicit || !default {
         line(format!("type = \"{kind}\""));
@@ -114,7 +117,9 @@ fn print_pool(out: &mut String, config: &Config, pool: &Pool, explicit: bool) {
         line(format!("port = {port}"));
     }
     // The default depends on who uses the pool.
-    if explicit || (pool.http.tls.is_some() && check.kind != CheckKind::None) {
+    if explicit
+        || (pool.http.tls.is_some() && !matches!(check.kind, CheckKind::None | CheckKind::Ajp))
+    {
         line(format!("tls = {}", check.tls));
     }
     if let CheckKind::Http { path, host, expect } = &check.kind {

@@ -437,6 +437,11 @@ pub fn pool(out: &mut String, p: &PoolHttp, explicit: bool) {
     keys.key("protocol", &p.protocol, &d.protocol, |protocol| {
         quote(&format!("{protocol:?}").to_lowercase())
     });
+    if p.protocol == BackendProtocol::Ajp {
+        let secret = p.ajp.secret.as_ref();
+        keys.some("secret", secret.map(|secret| quote(&secret.0)));
+        keys.plain("packet_size", p.ajp.packet_size, d.ajp.packet_size);
+    }
     keys.some(
         "send_proxy",
         p.send_proxy
@@ -504,6 +509,18 @@ pub fn pool(out: &mut String, p: &PoolHttp, explicit: bool) {
             pair(&mut keys, files);
         }
         keys.table(out, "[pool.tls]", true);
+    }
+    if p.protocol == BackendProtocol::Ajp {
+        let (ping, d) = (&p.ajp.ping, &d.ajp.ping);
+        let mut keys = Keys::new(explicit);
+        keys.plain("connect", ping.connect, d.connect);
+        keys.key("reuse", &ping.reuse, &d.reuse, |reuse| match reuse {
+            None => "false".to_owned(),
+            Some(Duration::ZERO) => "true".to_owned(),
+            Some(time) => ms(*time),
+        });
+        keys.time("timeout", ping.timeout, d.timeout);
+        keys.table(out, "[pool.ping]", false);
     }
     let (t, d) = (&p.timeouts, d.timeouts);
     let mut keys = Keys::new(explicit);
@@ -601,5 +618,8 @@ pub fn backend(backend: &Backend, explicit: bool) -> String {
     keys.some("redirect", http.redirect.as_deref().map(quote));
     keys.plain("priority", http.priority, 0);
     keys.off("max_connections", http.max_connections, None);
+    keys.some("http_port", http.http_port.map(|port| port.to_string()));
+    let secret = http.secret.as_ref();
+    keys.some("secret", secret.map(|secret| quote(&secret.0)));
     keys.lines.join("\n")
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use balancer_agent::model::http::{HttpBalance, PoolHttp};
+use balancer_agent::model::http::{BackendProtocol, HttpBalance, PoolHttp};
 use balancer_agent::model::*;
 use common::tables::Unavailable;
 use proptest::collection::vec;
@@ -158,8 +158,15 @@ fn pool() -> impl Strategy<Value = (bool, Vec<Protocol>, Pool)> {
                 http,
             )| {
                 http::redirect(&mut backends);
+                if http.protocol != BackendProtocol::Ajp {
+                    for backend in &mut backends {
+                        backend.http.http_port = None;
+                        backend.http.secret = None;
+                    }
+                }
                 let mut check = check;
-                check.tls &= http.tls.is_some() && check.kind != CheckKind::None;
+                check.tls &= http.tls.is_some();
+                check.tls &= !matches!(check.kind, CheckKind::None | CheckKind::Ajp);
                 let pool = Pool {
                     name: "".into(),
                     balance: Balance::RoundRobin,
@@ -188,7 +195,12 @@ fn check() -> impl Strategy<Value = Check> {
         vec(range, 1..4),
     )
         .prop_map(|(path, host, expect)| CheckKind::Http { path, host, expect });
-    let kind = prop_oneof![Just(CheckKind::None), Just(CheckKind::Tcp), http];
+    let kind = prop_oneof![
+        Just(CheckKind::None),
+        Just(CheckKind::Tcp),
+        Just(CheckKind::Ajp),
+        http
+    ];
     let times = (10..=3_600_000u64, 0..=1_000u64, 1..=3_600_000u64);
     let rows = (1..=100u32, 1..=100u32);
     let port = option::of(1..=u16::MAX);

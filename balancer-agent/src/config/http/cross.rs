@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use toml::Spanned;
 
+use super::ajp;
 use super::frontend::HttpDraft;
 use super::route::PoolReference;
 use crate::config::findings::{Findings, nearest, quote};
@@ -32,6 +33,7 @@ pub(in crate::config) fn check(
     loops(frontends, &named, findings);
     for pool in pools {
         routes(pool, findings);
+        ajp::check(pool, findings);
         usage(pool, findings);
     }
 }

@@ -4,9 +4,10 @@
 //! - `raw`: the tables as written; `value`: single values; `files`: files that
 //!   the configuration names;
 //! - `frontend`, `site`, `route`: frontends and what becomes of requests;
-//! - `pool`, `sticky`: pools and backends;
+//! - `pool`, `sticky`, `ajp`: pools and backends;
 //! - `cross`: what has to fit together over frontends and pools.
 
+pub(super) mod ajp;
 pub(super) mod cross;
 pub(super) mod files;
 pub(super) mod frontend;

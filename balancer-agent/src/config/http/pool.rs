@@ -8,7 +8,7 @@ use http::StatusCode;
 use toml::Spanned;
 
 use super::raw::{RawBackendTimeouts, RawBackendTls, RawObserve, RawQueue, RawRetries};
-use super::{files, route, sticky, value as http_value};
+use super::{ajp, files, route, sticky, value as http_value};
 use crate::config::cross;
 use crate::config::findings::{Findings, Mistake, Span};
 use crate::config::raw::{Field, RawBackend, RawPool, Value};
@@ -17,7 +17,7 @@ use crate::config::value;
 use crate::model::Named;
 use crate::model::http::{
     BackendHttp, BackendProtocol, BackendTimeouts, BackendTls, HttpBalance, MaintenancePage,
-    Observe, PoolHttp, ProxyVersion, Queue, RETRY_STATUS, Retries, Sticky, Verify,
+    Observe, PoolHttp, ProxyVersion, Queue, RETRY_STATUS, Retries, Secret, Sticky, Verify,
 };
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -102,9 +102,11 @@ pub(in crate::config) fn pool(
         let words = [
             ("http1", BackendProtocol::Http1),
             ("http2", BackendProtocol::Http2),
+            (ajp::WORD, BackendProtocol::Ajp),
         ];
         v.word(&words, &[])
     });
+    let ajp = ajp::ajp(raw, protocol, d.ajp, findings);
     let tls = raw.tls.as_ref().map(|t| tls(t.get_ref(), findings));
     if let (Some(table), Some(Value::Text(name))) =
         (&raw.tls, raw.name.as_ref().map(Spanned::get_ref))
@@ -135,6 +137,7 @@ pub(in crate::config) fn pool(
             panic_threshold,
             slow_start,
             protocol,
+            ajp,
             tls,
             send_proxy: send_proxy.map(Spanned::into_inner),
             timeouts,
@@ -155,6 +158,9 @@ fn written(raw: &RawPool) -> Vec<(&'static str, Span)> {
         ("panic_threshold", place(&raw.panic_threshold)),
         ("slow_start", place(&raw.slow_start)),
         ("protocol", place(&raw.protocol)),
+        ("secret", place(&raw.secret)),
+        ("packet_size", place(&raw.packet_size)),
+        ("ping", raw.ping.as_ref().map(Spanned::span)),
         ("tls", raw.tls.as_ref().map(Spanned::span)),
         ("send_proxy", place(&raw.send_proxy)),
         ("timeouts", raw.timeouts.as_ref().map(Spanned::span)),
@@ -376,6 +382,10 @@ pub(in crate::config) struct HttpBackend {
     domain: Option<Arc<str>>,
     priority: u8,
     max_connections: Option<u32>,
+    pub(in crate::config) http_port: Option<u16>,
+    pub(in crate::config) http_place: Option<Span>,
+    pub(in crate::config) secret_place: Option<Span>,
+    secret: Option<Secret>,
     /// As [`HttpPool::written`].
     pub(in crate::config) written: Vec<(&'static str, Span)>,
 }
@@ -391,7 +401,14 @@ impl HttpBackend {
             redirect: self.redirect.map(Spanned::into_inner),
             priority: self.priority,
             max_connections: self.max_connections,
+            http_port: self.http_port,
+            secret: self.secret,
         }
+    }
+
+    /// Whether it has a secret of its own.
+    pub(in crate::config) fn has_secret(&self) -> bool {
+        self.secret_place.is_some()
     }
 }
 
@@ -417,13 +434,20 @@ pub(in crate::config) fn backend(raw: &RawBackend, findings: &mut Findings) -> H
         ("redirect", &raw.redirect),
         ("priority", &raw.priority),
         ("max_connections", &raw.max_connections),
+        ("http_port", &raw.http_port),
+        ("secret", &raw.secret),
     ];
+    let http_port = findings.optional("http_port", &raw.http_port, |v| v.integer(1..=u16::MAX));
     HttpBackend {
         route: own,
         redirect,
         domain: domain.map(Spanned::into_inner),
         priority: findings.or("priority", &raw.priority, 0, |v| v.integer(0..=255u8)),
         max_connections,
+        http_port: http_port.map(Spanned::into_inner),
+        http_place: raw.http_port.as_ref().map(Spanned::span),
+        secret_place: raw.secret.as_ref().map(Spanned::span),
+        secret: ajp::secret(&raw.secret, findings),
         written: written
             .into_iter()
             .filter_map(|(key, field)| Some((key, field.as_ref()?.span())))

@@ -234,6 +234,15 @@ table! {
 }
 
 table! {
+    /// `[pool.ping]`.
+    RawPing {
+        connect: Field,
+        reuse: Field,
+        timeout: Field,
+    }
+}
+
+table! {
     /// `[pool.tls]`.
     RawBackendTls {
         verify: Field,

@@ -33,6 +33,8 @@ pub struct PoolHttp {
     pub slow_start: Duration,
     /// How backends are spoken to.
     pub protocol: BackendProtocol,
+    /// What only [`BackendProtocol::Ajp`] goes by.
+    pub ajp: Ajp,
     /// TLS to backends.
     pub tls: Option<BackendTls>,
     /// A PROXY protocol header of this version goes first; connections are then not shared
@@ -208,6 +210,46 @@ pub enum BackendProtocol {
     Http1,
     /// HTTP/2: ALPN with TLS, prior knowledge without.
     Http2,
+    /// AJP13, without TLS and PROXY header, which its servers do not know.
+    Ajp,
+}
+
+/// What AJP13 needs beside addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ajp {
+    /// What the backends' connectors want to see with every request.
+    pub secret: Option<Secret>,
+    /// Bytes of a packet at most, its header included; as the backends' connectors have it.
+    pub packet_size: usize,
+    /// Questions whether a backend answers, CPING and CPONG.
+    pub ping: Ping,
+}
+
+/// The least bytes of [`Ajp::packet_size`]; also what connectors have unless told otherwise.
+pub const PACKET_LEAST: usize = 8192;
+/// The most.
+pub const PACKET_MOST: usize = 65_536;
+
+/// `[pool.ping]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// On each fresh connection, before its first request.
+    pub connect: bool,
+    /// Before a request, on a connection that rested so long; `None`: never.
+    pub reuse: Option<Duration>,
+    /// Longest wait for the answer.
+    pub timeout: Duration,
+}
+
+/// A word that only those who may know it get to see.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Arc<str>);
+
+impl std::fmt::Debug for Secret {
+    /// Without the word.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }
 
 /// `[pool.tls]`.
@@ -284,6 +326,10 @@ pub struct BackendHttp {
     pub priority: u8,
     /// Requests in flight at most.
     pub max_connections: Option<u32>,
+    /// In a pool of [`BackendProtocol::Ajp`]: where it speaks HTTP, for WebSockets.
+    pub http_port: Option<u16>,
+    /// In place of [`Ajp::secret`].
+    pub secret: Option<Secret>,
 }
 
 /// The prefix of an address.
@@ -349,6 +395,15 @@ impl Default for PoolHttp {
             panic_threshold: 50,
             slow_start: Duration::ZERO,
             protocol: BackendProtocol::Http1,
+            ajp: Ajp {
+                secret: None,
+                packet_size: PACKET_LEAST,
+                ping: Ping {
+                    connect: true,
+                    reuse: Some(Duration::ZERO),
+                    timeout: seconds(2),
+                },
+            },
             tls: None,
             send_proxy: None,
             timeouts: BackendTimeouts {

@@ -10,11 +10,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rustls::HandshakeKind;
-use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::door::{Door, Ticket};
 use super::io::GuardIo;
@@ -235,15 +233,20 @@ fn info(stream: &TlsStream<TcpStream>) -> TlsInfo {
         cipher: session
             .negotiated_cipher_suite()
             .and_then(|suite| suite.suite().as_str())
-            .unwrap_or("-"),
+            .map_or("-", iana),
         server_name: session.server_name().map(Arc::from),
-        client_certificate: leaf.and_then(subject),
+        client_certificate: leaf.map(|leaf| leaf.as_ref().into()),
     }
 }
 
-fn subject(certificate: &CertificateDer<'_>) -> Option<Arc<[u8]>> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.subject().as_raw().into())
+/// IANA's name of a cipher suite; rustls has its own names for those of TLS 1.3.
+fn iana(name: &'static str) -> &'static str {
+    match name {
+        "TLS13_AES_128_GCM_SHA256" => "TLS_AES_128_GCM_SHA256",
+        "TLS13_AES_256_GCM_SHA384" => "TLS_AES_256_GCM_SHA384",
+        "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
+        name => name,
+    }
 }
 
 /// Waits for a future for some time.

@@ -10,6 +10,7 @@
 //! Safe is: nothing was sent yet, or the method is idempotent (RFC 9110, 9.2.2), or the
 //! configuration says so. Never safe is what of the body cannot be said again.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,14 +23,15 @@ use super::delivery::Direct;
 use super::forwarded::About;
 use super::journal::Journal;
 use super::tunnel::{self, Ended};
-use super::{Asked, Local, LocalPool, dress, refuse, version_word};
-use crate::model::http::{RETRY_STATUS, Retries, Route};
+use super::{Asked, Local, LocalPool, already_https, dress, protocol_word, refuse, version_word};
+use crate::model::http::{BackendProtocol, RETRY_STATUS, Retries, Route};
 use crate::proxy::balance::{Lease, NoBackend, Outcome, acquire};
 use crate::proxy::downstream::{self, OverHttp2};
 use crate::proxy::files;
 use crate::proxy::route::{reply, rewrite};
 use crate::proxy::sticky::{self, Affinity};
 use crate::proxy::types::{Body, Cause};
+use crate::proxy::upstream::ajp::Origin;
 use crate::proxy::upstream::body::RequestBody;
 use crate::proxy::upstream::connect::Parties;
 use crate::proxy::upstream::head::{Incoming, Listed, Outgoing};
@@ -121,6 +123,11 @@ pub(super) async fn serve(
     }
     let rewritten_host = asked.parts.headers.remove(header::HOST);
 
+    // For AJP13; where a proxy speaks for the client, its port is not known.
+    let same = asked.client == connection.client.ip();
+    let client_port = if same { connection.client.port() } else { 0 };
+    let secure = connection.tls.is_some() || already_https(asked.trusted, &asked.parts);
+
     let mut body = RequestBody::new(body);
     let idempotent = asked.parts.method.is_idempotent();
     let until = http.timeouts.request.map(|time| journal.began() + time);
@@ -146,9 +153,12 @@ pub(super) async fn serve(
         let host = match (&rewritten_host, asked.host) {
             (Some(host), _) => host.as_bytes(),
             (None, Some(host)) => host.as_bytes(),
-            // HTTP/1.0 may ask for none.
+            // HTTP/1.0 may ask for none. By AJP13 the port would be taken for the client's.
             (None, None) => {
-                address = backend.address.to_string();
+                address = match http.protocol {
+                    BackendProtocol::Ajp => connection.local.to_string(),
+                    _ => backend.address.to_string(),
+                };
                 address.as_bytes()
             }
         };
@@ -179,6 +189,15 @@ pub(super) async fn serve(
             idempotent,
             until,
             inform: &mut inform,
+            origin: Origin {
+                protocol: protocol_word(asked.parts.version),
+                client: SocketAddr::new(asked.client, client_port),
+                local: connection.local,
+                secure,
+                tls: connection.tls.as_ref(),
+                route: &backend.http.route,
+                activation: backend.activation,
+            },
             handed: &mut handed,
             timed: journal.is_timed(),
         };
@@ -267,7 +286,7 @@ pub(super) async fn serve(
                     backend = %backend.name, pool = %view.pool.name, %error, sent, "attempt failed"
                 );
                 let safe = match &error {
-                    SendError::Client(_) | SendError::NoUpgrade => false,
+                    SendError::Client(_) | SendError::NoUpgrade(_) | SendError::TooLarge => false,
                     error if error.is_connect() => true,
                     _ => !sent || idempotent || http.retries.non_idempotent,
                 };
@@ -290,7 +309,19 @@ pub(super) async fn serve(
                         reply::status_page(StatusCode::GATEWAY_TIMEOUT)
                     }
                     SendError::Local(_) => reply::maintenance(None, RETRY_AFTER),
-                    SendError::NoUpgrade => reply::status_page(StatusCode::NOT_IMPLEMENTED),
+                    SendError::NoUpgrade(why) => {
+                        if pool.backends[chosen].may_complain() {
+                            tracing::warn!(
+                                backend = %backend.name, pool = %view.pool.name, why,
+                                "a WebSocket was refused with 501: the backend takes none (said \
+                                 at most once a minute)"
+                            );
+                        }
+                        reply::status_page(StatusCode::NOT_IMPLEMENTED)
+                    }
+                    SendError::TooLarge => {
+                        reply::status_page(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+                    }
                     // The client's connection answers itself what it has refused; the log is
                     // to say the same.
                     SendError::Client(error) => {
@@ -343,18 +374,22 @@ fn is_retried(retries: &Retries, status: u16) -> bool {
 
 fn outcome_of(error: &SendError) -> Outcome {
     match error {
-        SendError::Connect(_) | SendError::Tls(_) | SendError::ConnectTimeout => {
-            Outcome::ConnectFailed
-        }
+        SendError::Connect(_)
+        | SendError::Tls(_)
+        | SendError::ConnectTimeout
+        | SendError::NoPong(_) => Outcome::ConnectFailed,
         SendError::Timeout => Outcome::TimedOut,
         // Neither says anything about the backend's health.
-        SendError::Client(_) | SendError::Local(_) | SendError::NoUpgrade | SendError::Stale => {
-            Outcome::ClientAborted
-        }
+        SendError::Client(_)
+        | SendError::Local(_)
+        | SendError::NoUpgrade(_)
+        | SendError::TooLarge
+        | SendError::Stale => Outcome::ClientAborted,
         SendError::Closed(_)
         | SendError::Cut(_)
         | SendError::Malformed(_)
-        | SendError::Http2(_) => Outcome::Broken,
+        | SendError::Http2(_)
+        | SendError::Ajp(_) => Outcome::Broken,
     }
 }
 

@@ -64,6 +64,16 @@ impl RequestBody {
         }
     }
 
+    /// No body, of which so many bytes came from the client.
+    pub fn spent(bytes: u64) -> Self {
+        Self {
+            bytes,
+            lost: true,
+            ended: true,
+            ..Self::default()
+        }
+    }
+
     /// Bytes that came from the client.
     pub fn bytes(&self) -> u64 {
         self.bytes

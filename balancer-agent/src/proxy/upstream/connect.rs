@@ -49,6 +49,9 @@ pub async fn connect(
         .unwrap_or(Err(SendError::ConnectTimeout))
 }
 
+/// Why there are no WebSockets.
+const HTTP2_ALONE: &str = "no CONNECT with a protocol, no HTTP/1.1 by TLS";
+
 /// Connects to a backend of HTTP/2, but for HTTP/1.1, which only TLS can agree on.
 ///
 /// # Errors
@@ -60,12 +63,17 @@ pub async fn connect_http1(
 ) -> Result<Stream, SendError> {
     let mut speech = speech.clone();
     speech.protocol = BackendProtocol::Http1;
-    let tls = speech.tls.as_mut().ok_or(SendError::NoUpgrade)?;
+    let tls = speech
+        .tls
+        .as_mut()
+        .ok_or(SendError::NoUpgrade(HTTP2_ALONE))?;
     // Once per upgrade, and most of it is shared.
     Arc::make_mut(&mut tls.config).alpn_protocols = vec![b"http/1.1".to_vec()];
     match connect(address, &speech, parties).await {
         Ok(connected) => Ok(connected.stream),
-        Err(SendError::Tls(error)) if is_no_protocol(&error) => Err(SendError::NoUpgrade),
+        Err(SendError::Tls(error)) if is_no_protocol(&error) => {
+            Err(SendError::NoUpgrade(HTTP2_ALONE))
+        }
         Err(error) => Err(error),
     }
 }

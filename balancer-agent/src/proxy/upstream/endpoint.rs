@@ -10,7 +10,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::model::http::{BackendProtocol, BackendTimeouts, BackendTls, ProxyVersion, Verify};
+use crate::model::http::{Ajp, BackendProtocol, BackendTimeouts, BackendTls, ProxyVersion, Verify};
 use crate::model::{Misfit, Named, Pool};
 use crate::proxy::pem;
 
@@ -21,6 +21,8 @@ pub struct Speech {
     pub tls: Option<TlsOut>,
     /// Protocol.
     pub protocol: BackendProtocol,
+    /// What AJP13 goes by.
+    pub ajp: Ajp,
     /// A PROXY header first.
     pub send_proxy: Option<ProxyVersion>,
     /// Times.
@@ -60,6 +62,7 @@ impl Speech {
                 .map(|tls| tls_out(&pool.name, tls, http.protocol, odd))
                 .transpose()?,
             protocol: http.protocol,
+            ajp: http.ajp.clone(),
             send_proxy: http.send_proxy,
             timeouts: http.timeouts,
             keep_alive: http.keep_alive_connections,
@@ -114,6 +117,8 @@ fn tls_out(
     config.alpn_protocols = match protocol {
         BackendProtocol::Http1 => vec![b"http/1.1".to_vec()],
         BackendProtocol::Http2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        // It has no TLS: configurations that say so are refused.
+        BackendProtocol::Ajp => Vec::new(),
     };
     Ok(TlsOut {
         config: Arc::new(config),

@@ -14,105 +14,26 @@
 //! by us and responses are refused unless their framing is plain (`head.rs`).
 
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Frame;
-use tokio::io::AsyncWrite;
-use tokio_util::io::poll_read_buf;
 
 use super::body::{Extent, RequestBody};
 use super::chunked::{self, Chunks};
 use super::head::{self, Framing, Incoming, Malformed, Outgoing};
 use super::pool::Connections;
-use super::stream::Stream;
+use super::wire::{WRITE_MOST, Wire};
 use super::{BodyFault, Deadlines, Failure, Inform, SendError};
 use crate::proxy::timer::Timer;
 
-/// Bytes that are asked for at first; more while they come in full.
-const READ: usize = 4 << 10;
-/// Bytes that are asked for at most.
-const READ_MOST: usize = 64 << 10;
-/// Bytes of a request's body that wait for the socket before the client is asked for more.
-const WRITE_MOST: usize = 64 << 10;
 /// Informational responses before a final one.
 pub const INFORMATIONAL: usize = 32;
 /// How long a body waits for the backend's 100 (RFC 9110, 10.1.1: not for ever).
 pub const EXPECT_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A connection to a backend, at rest or in an exchange.
-pub struct Wire {
-    io: Stream,
-    /// Read and not used.
-    read: BytesMut,
-    /// Not written yet.
-    out: BytesMut,
-    want: usize,
-    /// Of the running exchange.
-    sent: bool,
-    received: bool,
-    fresh: bool,
-}
-
-impl Wire {
-    /// Around a fresh connection; `preface` goes before everything else.
-    pub fn new(io: Stream) -> Self {
-        Self {
-            io,
-            read: BytesMut::new(),
-            out: BytesMut::new(),
-            want: READ,
-            sent: false,
-            received: false,
-            fresh: true,
-        }
-    }
-
-    /// Whether it can take another exchange; `asked` has the kernel asked, too.
-    pub fn is_quiet(&mut self, asked: bool) -> bool {
-        match asked {
-            false => self.io.is_quiet(),
-            true => self.io.is_quiet_now(),
-        }
-    }
-
-    /// The socket, and what has been read from it already.
-    pub fn into_parts(self) -> (Stream, Bytes) {
-        (self.io, self.read.freeze())
-    }
-
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.read.reserve(self.want);
-        let polled = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
-        if let Poll::Ready(Ok(n)) = &polled {
-            self.received |= *n > 0;
-            self.want = match *n {
-                // It came in full: there is more than a small response.
-                n if n >= self.want => (self.want * 2).min(READ_MOST),
-                n if n < READ => READ,
-                _ => self.want,
-            };
-        }
-        polled
-    }
-
-    /// Writes what waits; ready when nothing is left.
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.out.is_empty() {
-            let n = std::task::ready!(Pin::new(&mut self.io).poll_write(cx, &self.out))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent = true;
-            self.out.advance(n);
-        }
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-}
 
 /// The request's side of an exchange.
 struct Sending {
@@ -543,12 +464,7 @@ impl H1Body {
             && self.keep
             && let Some(home) = self.home.take()
         {
-            wire.fresh = false;
-            // An idle connection holds no memory beside the socket's.
-            wire.read = BytesMut::new();
-            if wire.out.capacity() > READ {
-                wire.out = BytesMut::new();
-            }
+            wire.rest();
             home.keep(wire);
         }
     }

@@ -99,6 +99,11 @@ impl Listed {
         Self(listed)
     }
 
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.0.iter()
+    }
+
     /// Whether it is listed.
     pub fn contains(&self, name: &HeaderName) -> bool {
         self.0.contains(name)
@@ -433,6 +438,20 @@ pub fn number(text: &[u8]) -> Result<u64, Malformed> {
     Ok(text
         .iter()
         .fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+/// The one `Content-Length` of a response, where there is one; the client may speak
+/// HTTP/1.1, where two of them would be two messages.
+///
+/// # Errors
+/// [`Malformed::Length`], [`Malformed::Lengths`]
+pub fn length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(None),
+        (Some(length), None) => number(length.as_bytes()).map(Some),
+        (Some(_), Some(_)) => Err(Malformed::Lengths),
+    }
 }
 
 /// The version that is spoken with backends that [`Outgoing::write`] writes to.

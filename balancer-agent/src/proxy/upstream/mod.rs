@@ -4,9 +4,11 @@
 //!   configuration is prepared: TLS, protocol, times;
 //! - `connect.rs`, `stream.rs`: a fresh connection;
 //! - `pool.rs`: those that rest;
-//! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2/`: HTTP/2;
+//! - `wire.rs`: one with its buffers;
+//! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2/`: HTTP/2; `ajp/`: AJP13;
 //! - `body.rs`: a request's body that can be sent again.
 
+pub mod ajp;
 pub mod body;
 mod chunked;
 pub mod connect;
@@ -16,6 +18,7 @@ mod h2;
 pub mod head;
 pub mod pool;
 pub mod stream;
+mod wire;
 
 use std::io;
 use std::task::{Context, Poll};
@@ -28,6 +31,7 @@ use http_body::Frame;
 use crate::proxy::downstream::Ended;
 use crate::proxy::timer::Timer;
 use crate::proxy::types::{BodyError, Cause};
+use ajp::Violation;
 use body::RequestBody;
 use head::Malformed;
 
@@ -84,10 +88,20 @@ pub enum SendError {
     /// HTTP/2 failed. The backend's fault.
     #[error("HTTP/2: {0}")]
     Http2(::h2::Error),
-    /// A WebSocket was asked for that the backend's HTTP/2 has no way for. The client's
+    /// A fresh connection of AJP13 on which CPING was not answered. The backend's fault.
+    #[error("no answer to CPING: {0}")]
+    NoPong(io::Error),
+    /// Not AJP13, or not as agreed. The backend's fault.
+    #[error("AJP13: {0}")]
+    Ajp(#[from] Violation),
+    /// A WebSocket was asked for that the backend has no way for. The client's fault, or
+    /// the configuration's.
+    #[error("the backend takes no WebSockets: {0}")]
+    NoUpgrade(&'static str),
+    /// The request's head is larger than the backend's protocol can carry. The client's
     /// fault, or the configuration's.
-    #[error("the backend takes no WebSockets: no CONNECT with a protocol, no HTTP/1.1 by TLS")]
-    NoUpgrade,
+    #[error("the request's head does not fit into one packet of AJP13")]
+    TooLarge,
     /// The client's body failed. The client's fault.
     #[error("the request's body: {0}")]
     Client(BodyError),
@@ -97,14 +111,17 @@ impl SendError {
     /// For the log.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::Connect(_) | Self::Tls(_) => Cause::ConnectFailed,
+            Self::Connect(_) | Self::Tls(_) | Self::NoPong(_) => Cause::ConnectFailed,
             Self::ConnectTimeout => Cause::ConnectTimeout,
             Self::Local(_) => Cause::Overload,
             Self::Timeout => Cause::BackendTimeout,
-            Self::Stale | Self::Closed(_) | Self::Cut(_) | Self::Malformed(_) | Self::Http2(_) => {
-                Cause::BackendAborted
-            }
-            Self::NoUpgrade => Cause::Refused,
+            Self::Stale
+            | Self::Closed(_)
+            | Self::Cut(_)
+            | Self::Malformed(_)
+            | Self::Http2(_)
+            | Self::Ajp(_) => Cause::BackendAborted,
+            Self::NoUpgrade(_) | Self::TooLarge => Cause::Refused,
             Self::Client(error) => client_cause(error),
         }
     }
@@ -113,13 +130,20 @@ impl SendError {
     pub fn is_connect(&self) -> bool {
         matches!(
             self,
-            Self::Connect(_) | Self::Tls(_) | Self::ConnectTimeout | Self::Local(_)
+            Self::Connect(_)
+                | Self::Tls(_)
+                | Self::ConnectTimeout
+                | Self::NoPong(_)
+                | Self::Local(_)
         )
     }
 
     /// Whether the backend was not there: asking another one costs it nothing.
     pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::Tls(_) | Self::ConnectTimeout)
+        matches!(
+            self,
+            Self::Connect(_) | Self::Tls(_) | Self::ConnectTimeout | Self::NoPong(_)
+        )
     }
 
     /// Whether the backend went away before it answered: to ask another one moves load,
@@ -162,6 +186,9 @@ pub enum BodyFault {
     /// HTTP/2 failed.
     #[error("HTTP/2: {0}")]
     Http2(::h2::Error),
+    /// Not AJP13, or not as agreed.
+    #[error("AJP13: {0}")]
+    Ajp(#[from] Violation),
     /// The request's body failed while the response was on its way.
     #[error("the request's body: {0}")]
     Client(BodyError),
@@ -171,7 +198,9 @@ impl BodyFault {
     /// For the log.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::Cut(_) | Self::Malformed(_) | Self::Http2(_) => Cause::BackendAborted,
+            Self::Cut(_) | Self::Malformed(_) | Self::Http2(_) | Self::Ajp(_) => {
+                Cause::BackendAborted
+            }
             Self::Timeout => Cause::BackendTimeout,
             Self::Client(error) => client_cause(error),
         }
@@ -184,6 +213,8 @@ pub enum ResponseBody {
     Http1(h1::H1Body),
     /// Of HTTP/2.
     Http2(h2::H2Body),
+    /// Of AJP13.
+    Ajp(ajp::AjpBody),
 }
 
 impl ResponseBody {
@@ -195,6 +226,7 @@ impl ResponseBody {
         match self {
             Self::Http1(body) => body.poll_frame(cx),
             Self::Http2(body) => body.poll_frame(cx),
+            Self::Ajp(body) => body.poll_frame(cx),
         }
     }
 
@@ -203,6 +235,7 @@ impl ResponseBody {
         match self {
             Self::Http1(body) => body.is_end(),
             Self::Http2(body) => body.is_end(),
+            Self::Ajp(body) => body.is_end(),
         }
     }
 
@@ -211,6 +244,7 @@ impl ResponseBody {
         match self {
             Self::Http1(body) => body.rest(),
             Self::Http2(body) => body.rest(),
+            Self::Ajp(body) => body.rest(),
         }
     }
 
@@ -219,6 +253,7 @@ impl ResponseBody {
         match self {
             Self::Http1(body) => body.request_bytes(),
             Self::Http2(body) => body.request_bytes(),
+            Self::Ajp(body) => body.request_bytes(),
         }
     }
 }

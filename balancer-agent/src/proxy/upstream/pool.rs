@@ -14,20 +14,25 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use nix::time::{ClockId, clock_gettime};
 
+use super::ajp::{self, Origin, Own};
 use super::body::RequestBody;
 use super::connect::{Connected, Parties, connect, connect_http1};
 use super::endpoint::Speech;
-use super::h1::{self, Answer, Wire};
+use super::h1::{self, Answer};
 use super::h2::{self, H2Connection, H2Tunnel};
 use super::head::{Incoming, Outgoing};
+use super::wire::Wire;
 use super::{Deadlines, Failure, Inform, ResponseBody, SendError};
-use crate::model::http::BackendProtocol;
+use crate::model::http::{BackendHttp, BackendProtocol};
 use crate::proxy::timer::{Timer, within};
 
 /// Streams that one HTTP/2 connection gets before another is opened.
 const STREAMS: usize = 100;
+/// Time between complaints of a thread about a backend.
+const COMPLAINTS: Duration = Duration::from_secs(60);
 /// HTTP/2 connections of a thread to a backend.
 const HTTP2_CONNECTIONS: usize = 4;
 
@@ -61,6 +66,8 @@ pub struct Terms<'a> {
     pub until: Option<Instant>,
     /// Where informational responses go.
     pub inform: &'a mut dyn Inform,
+    /// What AJP13 tells beside the head.
+    pub origin: Origin<'a>,
     /// Set once there is a connection.
     pub handed: &'a mut Option<Handed>,
     /// Whether anybody wants to know when that was: reading a clock costs a little.
@@ -78,7 +85,7 @@ pub struct Handed {
 }
 
 impl Handed {
-    fn now(connect: Duration, timed: bool) -> Option<Self> {
+    pub(super) fn now(connect: Duration, timed: bool) -> Option<Self> {
         let at = timed.then(Instant::now);
         Some(Self { connect, at })
     }
@@ -101,6 +108,11 @@ pub struct Connections {
     failed: Cell<Option<(Instant, bool)>>,
     /// TLS did not agree on HTTP/2.
     http1_only: Cell<bool>,
+    /// For AJP13.
+    own: RefCell<Rc<Own>>,
+    /// Where heads of AJP13 are written before there is a connection.
+    scratch: Cell<BytesMut>,
+    complained: Cell<Option<Instant>>,
     closed: Cell<bool>,
 }
 
@@ -127,6 +139,9 @@ impl Connections {
             opening: tokio::sync::Mutex::new(()),
             failed: Cell::new(None),
             http1_only: Cell::new(false),
+            own: RefCell::default(),
+            scratch: Cell::default(),
+            complained: Cell::new(None),
             closed: Cell::new(false),
         }
     }
@@ -143,6 +158,9 @@ impl Connections {
         terms: Terms<'_>,
     ) -> Result<Sent, Failure> {
         let speech = Arc::clone(&self.speech.borrow());
+        if speech.protocol == BackendProtocol::Ajp {
+            return ajp::send(self, &speech, request, body, terms).await;
+        }
         let mut fresh = speech.send_proxy.is_some();
         request.keep = !fresh && speech.keep_alive > 0;
         let deadlines = || Deadlines {
@@ -156,7 +174,7 @@ impl Connections {
                 false => self.take(!terms.idempotent, speech.timeouts.keep_alive),
             };
             let wire = match kept {
-                Some(wire) => {
+                Some((wire, _)) => {
                     *terms.handed = Handed::now(Duration::ZERO, terms.timed);
                     wire
                 }
@@ -241,18 +259,62 @@ impl Connections {
         }
     }
 
-    /// The connection that rested last, if one is quiet.
-    fn take(&self, asked: bool, keep_alive: Duration) -> Option<Box<Wire>> {
+    /// Where the backend listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What the backend has of its own.
+    pub(super) fn own(&self) -> Rc<Own> {
+        Rc::clone(&self.own.borrow())
+    }
+
+    /// Takes over what the configuration says of the backend alone.
+    pub fn set_own(&self, http: &BackendHttp) {
+        self.own.replace(Rc::new(Own::from(http)));
+    }
+
+    /// An empty buffer; the one that [`Self::give_scratch`] got, if nobody has it.
+    pub(super) fn scratch(&self) -> BytesMut {
+        let mut scratch = self.scratch.take();
+        scratch.clear();
+        scratch
+    }
+
+    /// Takes a buffer back.
+    pub(super) fn give_scratch(&self, scratch: BytesMut) {
+        self.scratch.set(scratch);
+    }
+
+    /// Whether something may be said in the log that every request could cause.
+    pub fn may_complain(&self) -> bool {
+        let now = Instant::now();
+        let may = (self.complained.get()).is_none_or(|last| now - last >= COMPLAINTS);
+        if may {
+            self.complained.set(Some(now));
+        }
+        may
+    }
+
+    /// Closes all that rest.
+    pub(super) fn forget_idle(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
+    /// The connection that rested last, if one is quiet, and how long it rested; `asked`
+    /// has the kernel asked.
+    pub(super) fn take(&self, asked: bool, keep_alive: Duration) -> Option<(Box<Wire>, Duration)> {
         let mut idle = self.idle.borrow_mut();
         let now = resting_clock();
         while let Some(Idle { mut wire, since }) = idle.pop_back() {
-            if now.saturating_sub(since) >= keep_alive {
+            let rested = now.saturating_sub(since);
+            if rested >= keep_alive {
                 // All others have rested longer.
                 idle.clear();
                 return None;
             }
             if wire.is_quiet(asked) {
-                return Some(wire);
+                return Some((wire, rested));
             }
         }
         None
@@ -405,6 +467,7 @@ impl Upstreams {
         name: &Arc<str>,
         address: SocketAddr,
         speech: &Arc<Speech>,
+        http: &BackendHttp,
     ) -> Rc<Connections> {
         let mut backends = self.backends.borrow_mut();
         let key = (Arc::clone(pool), Arc::clone(name));
@@ -414,11 +477,13 @@ impl Upstreams {
                 && (Arc::ptr_eq(&current, speech) || current.is_same(speech))
             {
                 *known.speech.borrow_mut() = Arc::clone(speech);
+                known.set_own(http);
                 return Rc::clone(known);
             }
             known.close();
         }
         let made = Rc::new(Connections::new(address, Arc::clone(speech)));
+        made.set_own(http);
         backends.insert(key, Rc::clone(&made));
         made
     }

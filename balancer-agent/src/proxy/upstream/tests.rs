@@ -12,11 +12,13 @@ use http_body_util::StreamBody;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::ajp::Origin;
 use super::connect::Parties;
 use super::endpoint::Speech;
 use super::head::{Listed, Outgoing};
 use super::pool::{Handed, Terms};
 use super::*;
+use crate::model::Activation;
 use crate::model::http::{PoolHttp, ProxyVersion};
 use crate::proxy::testing::local;
 use crate::proxy::types::Body;
@@ -31,6 +33,7 @@ fn speech(change: impl FnOnce(&mut PoolHttp)) -> Arc<Speech> {
     Arc::new(Speech {
         tls: None,
         protocol: http.protocol,
+        ajp: http.ajp,
         send_proxy: http.send_proxy,
         timeouts: http.timeouts,
         keep_alive: http.keep_alive_connections,
@@ -153,6 +156,15 @@ impl Ask {
             idempotent: self.method.is_idempotent(),
             until: self.until,
             inform: &mut told,
+            origin: Origin {
+                protocol: "HTTP/1.1",
+                client: "192.0.2.1:1000".parse().unwrap(),
+                local: "192.0.2.2:80".parse().unwrap(),
+                secure: false,
+                tls: None,
+                route: "s1",
+                activation: Activation::Active,
+            },
             handed: &mut handed,
             timed: true,
         };

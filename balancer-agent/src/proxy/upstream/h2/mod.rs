@@ -86,7 +86,7 @@ pub async fn exchange(
     let held = held.then(|| Timer::after(EXPECT_PATIENCE));
     let mut upload = Upload::new(stream, body, extent, held);
     let result = answer(&mut response, &mut upload, &deadlines, inform).await;
-    let taken = result.and_then(|response| Ok((length(response.headers())?, response)));
+    let taken = result.and_then(|response| Ok((head::length(response.headers())?, response)));
     let (length, response) = match taken {
         Ok(taken) => taken,
         Err(error) => {
@@ -263,17 +263,6 @@ fn request(outgoing: &Outgoing<'_>, scheme: &Scheme, extent: Extent) -> Option<R
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     Some(request)
-}
-
-/// The length that a response tells; the client may speak HTTP/1.1, where two of them would
-/// be two messages.
-fn length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (None, _) => Ok(None),
-        (Some(length), None) => head::number(length.as_bytes()).map(Some),
-        (Some(_), Some(_)) => Err(Malformed::Lengths),
-    }
 }
 
 /// The body of a response.

@@ -7,7 +7,7 @@ use ::h2::{Reason, RecvStream};
 use http::{Request, Response};
 
 use super::*;
-use crate::model::http::BackendProtocol;
+use crate::model::http::{BackendHttp, BackendProtocol};
 
 fn connections(address: SocketAddr) -> Rc<Connections> {
     let http2 = |http: &mut PoolHttp| http.protocol = BackendProtocol::Http2;
@@ -429,7 +429,7 @@ fn without_a_way_for_it_a_websocket_is_not_sent() {
         .await;
         let to = connections(address);
         let failure = websocket().send(&to).await.0.err().unwrap();
-        assert!(matches!(failure.error, SendError::NoUpgrade) && !failure.sent);
+        assert!(matches!(failure.error, SendError::NoUpgrade(_)) && !failure.sent);
         assert_eq!(failure.error.cause().word(), "refused");
         assert_eq!(asked.get(), 0);
         // Any other upgrade may be passed over (RFC 9110, 7.8).
@@ -464,7 +464,13 @@ fn what_is_let_go_of_is_closed() {
         };
         let speech = speech(short);
         for closings in 1..3 {
-            let to = upstreams.backend(&names.0, &names.1, address, &speech);
+            let to = upstreams.backend(
+                &names.0,
+                &names.1,
+                address,
+                &speech,
+                &BackendHttp::default(),
+            );
             let answer = Ask::new(Method::GET).text(&to).await;
             assert_eq!(answer, Ok((204, String::new())));
             assert_eq!(closed.get(), closings - 1);

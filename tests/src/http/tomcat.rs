@@ -1,0 +1,191 @@
+//! A real Tomcat of a test: Debian's, with a directory and a small application of its own,
+//! an AJP connector with a secret and an HTTP connector beside it.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::raw;
+use crate::netns::Netns;
+use crate::process::{BOUND, Process, wait_until};
+
+/// Debian's package `tomcat10-common`.
+const HOME: &str = "/usr/share/tomcat10";
+/// Tomcat itself depends on this compiler, for JSP.
+const COMPILER: &str = "/usr/share/java/eclipse-jdt-core.jar";
+/// Java begins slowly, and more slowly on a busy machine.
+const START: Duration = Duration::from_secs(90);
+/// What the AJP connector wants to see.
+pub const SECRET: &str = "open sesame, <b>\"please\"</b> & thanks";
+
+/// How one is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Suffix of its sessions' ids.
+    pub route: &'static str,
+    /// Port of its AJP connector, on 127.0.0.1.
+    pub ajp: u16,
+    /// Port of its HTTP connector, on 127.0.0.1.
+    pub http: u16,
+    /// Of the AJP connector.
+    pub packet_size: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            route: "s0",
+            ajp: 8009,
+            http: 8081,
+            packet_size: 8192,
+        }
+    }
+}
+
+/// A running one. Dropped, it is killed.
+pub struct Tomcat {
+    process: Process,
+    _dir: TempDir,
+}
+
+impl Tomcat {
+    /// Starts one, and waits until both of its connectors listen.
+    #[track_caller]
+    pub fn start(ns: &Netns, setup: Setup) -> Self {
+        let dir = tempfile::Builder::new().prefix("tomcat-").tempdir();
+        let dir = dir.expect("a directory");
+        let base = dir.path();
+        let application = base.join("webapps/ROOT/WEB-INF");
+        for part in ["conf", "temp", "logs", "work"] {
+            fs::create_dir_all(base.join(part)).expect("a directory");
+        }
+        fs::create_dir_all(application.join("classes")).expect("a directory");
+        let escaped = (SECRET.replace('&', "&amp;").replace('"', "&quot;")).replace('<', "&lt;");
+        let server = include_str!("tomcat/server.xml")
+            .replace("ADDRESS", "127.0.0.1")
+            .replace("\"HTTP\"", &format!("\"{}\"", setup.http))
+            .replace("\"AJP\"", &format!("\"{}\"", setup.ajp))
+            .replace("\"SIZE\"", &format!("\"{}\"", setup.packet_size))
+            .replace("\"SECRET\"", &format!("\"{escaped}\""))
+            .replace("\"ROUTE\"", &format!("\"{}\"", setup.route));
+        let write = |name: &str, text: &str| {
+            fs::write(base.join(name), text).expect("write a file");
+        };
+        write("conf/server.xml", &server);
+        write("conf/web.xml", "<web-app/>");
+        write(
+            "webapps/ROOT/WEB-INF/web.xml",
+            include_str!("tomcat/web.xml"),
+        );
+        for (name, class) in classes() {
+            fs::write(application.join("classes").join(name), class).expect("write a class");
+        }
+        let mut command = ns.command("java");
+        command
+            // Quick to start rather than quick in the long run.
+            .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m"])
+            .arg(format!("-Dcatalina.home={HOME}"))
+            .arg(format!("-Dcatalina.base={}", base.display()))
+            .arg(format!("-Djava.io.tmpdir={}", base.join("temp").display()))
+            // Session ids need no entropy here.
+            .arg("-Djava.security.egd=file:/dev/urandom")
+            .arg("-cp")
+            .arg(format!(
+                "{HOME}/bin/bootstrap.jar:{HOME}/bin/tomcat-juli.jar"
+            ))
+            .args(["org.apache.catalina.startup.Bootstrap", "start"])
+            .current_dir(base)
+            .env_remove("JAVA_TOOL_OPTIONS")
+            .process_group(0);
+        let process = Process::spawn("Tomcat", command, &base.join("tomcat.log"));
+        let mut tomcat = Self { process, _dir: dir };
+        for port in [setup.http, setup.ajp] {
+            let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+            let process = &mut tomcat.process;
+            wait_until("Tomcat to listen", START, || {
+                assert!(process.running(), "it ended: {}", process.log());
+                raw::tcp(ns, None, address).is_ok()
+            });
+        }
+        tomcat
+    }
+
+    /// Stops the process without ending it, and waits until none of its threads runs: the
+    /// signal alone has reached only the first of them.
+    #[track_caller]
+    pub fn pause(&mut self) {
+        self.process.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.process.id());
+        wait_until("Tomcat to stand still", BOUND, || {
+            let threads = fs::read_dir(&tasks).expect("its threads");
+            threads.flatten().all(|thread| {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                // After the name, which may have anything in it.
+                stat.rsplit(") ")
+                    .next()
+                    .is_some_and(|rest| rest.starts_with('T'))
+            })
+        });
+    }
+
+    /// Lets it go on.
+    #[track_caller]
+    pub fn resume(&mut self) {
+        self.process.signal(Signal::SIGCONT);
+    }
+}
+
+/// The application's classes, compiled once for all tests of a process: names and bytes.
+fn classes() -> &'static [(String, Vec<u8>)] {
+    static CLASSES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
+    CLASSES.get_or_init(|| {
+        assert!(
+            Path::new(HOME).exists(),
+            "there is no {HOME}: `cargo xtask setup` installs tomcat10-common"
+        );
+        let dir = tempfile::tempdir().expect("a directory");
+        let sources = [
+            ("Probe.java", include_str!("tomcat/Probe.java")),
+            ("Mirror.java", include_str!("tomcat/Mirror.java")),
+        ];
+        for (name, text) in sources {
+            fs::write(dir.path().join(name), text).expect("write a source");
+        }
+        let out = dir.path().join("out");
+        let apis = ["servlet-api", "websocket-api", "websocket-client-api"];
+        let apis = apis.map(|api| format!("{HOME}/lib/{api}.jar"));
+        let compiled = Command::new("java")
+            .args(["-cp", COMPILER])
+            .arg("org.eclipse.jdt.internal.compiler.batch.Main")
+            .args(["-proc:none", "-nowarn", "-source", "11", "-target", "11"])
+            .arg("-cp")
+            .arg(apis.join(":"))
+            .arg("-d")
+            .arg(&out)
+            .args(sources.map(|(name, _)| name))
+            .current_dir(dir.path())
+            .output()
+            .expect("run java");
+        assert!(
+            compiled.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&compiled.stdout),
+            String::from_utf8_lossy(&compiled.stderr)
+        );
+        fs::read_dir(&out)
+            .expect("classes")
+            .map(|entry| {
+                let entry = entry.expect("an entry");
+                let name = entry.file_name().to_string_lossy().into_owned();
+                (name, fs::read(entry.path()).expect("a class"))
+            })
+            .collect()
+    })
+}
