@@ -45,7 +45,7 @@ use crate::model::Config;
 use crate::nexthop::{NextHops, Watcher};
 use crate::prober::{Limits, Prober};
 use crate::proxy::server::Proxy;
-use crate::proxy::stats::Web;
+use crate::proxy::stats::{Views, Web};
 use crate::reconcile::{Desired, Reconciler};
 use crate::steering::flowkeeper::{FlowKeeper, Watched};
 use crate::steering::overrides::{Overrides, Store};
@@ -218,6 +218,9 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         started,
         counts: CachedCounts::default(),
     });
+    let views: Arc<dyn Views> = node.clone();
+    proxy.set_views(Arc::downgrade(&views));
+    drop(views);
     // Waits for the first round.
     steering.look().await?;
     tracing::info!(pid = std::process::id(), "ready");

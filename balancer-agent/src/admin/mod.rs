@@ -3,6 +3,7 @@
 //! - `protocol.rs`: requests and answers;
 //! - `server.rs`: the socket;
 //! - `node.rs`, `status.rs`, `sessions.rs`: the answers;
+//! - `views`: the statistics as other balancers' scripts read them;
 //! - `client.rs`, `render.rs`: the other side of it.
 
 pub mod client;
@@ -12,3 +13,4 @@ pub mod render;
 pub mod server;
 pub mod sessions;
 mod status;
+mod views;

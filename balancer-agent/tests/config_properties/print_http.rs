@@ -360,6 +360,20 @@ fn route(keys: &mut Keys, route: &Route) {
             response_body(&mut inner, body, false);
             Some("respond")
         }
+        Action::Stats(stats) => {
+            let format = match stats.format {
+                StatsFormat::HaproxyCsv => "haproxy-csv",
+                StatsFormat::JkStatus => "jk-status",
+            };
+            inner.some("format", Some(quote(format)));
+            let own: Vec<IpNet> = ["127.0.0.0/8", "::1/128"]
+                .map(|net| net.parse().unwrap())
+                .to_vec();
+            inner.key("allow", &stats.allow, &own, |nets: &Vec<IpNet>| {
+                list(nets.iter().map(|net| quote(&net.to_string())))
+            });
+            Some("stats")
+        }
     };
     keys.some(name.unwrap_or_default(), name.map(|_| inner.inline()));
     let r = &route.rewrite;

@@ -1,0 +1,47 @@
+//! The node's statistics as scripts for other balancers read them: HAProxy's CSV, and the
+//! list of mod_jk's status worker. Read-only.
+
+mod haproxy;
+mod jk;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::node::Node;
+use crate::model::http::StatsFormat;
+use crate::proxy::stats::{View, Views};
+
+/// What HAProxy says its CSV is.
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+impl Views for Node {
+    fn view(
+        self: Arc<Self>,
+        format: StatsFormat,
+        query: String,
+    ) -> Pin<Box<dyn Future<Output = View> + Send>> {
+        Box::pin(async move {
+            if format == StatsFormat::JkStatus
+                && let Some(refused) = jk::refused(&query)
+            {
+                return refused;
+            }
+            match (self.whole().await, format) {
+                (Ok((status, config)), StatsFormat::HaproxyCsv) => View {
+                    status: 200,
+                    content_type: PLAIN,
+                    text: haproxy::csv(&status, &config),
+                },
+                (Ok((status, config)), StatsFormat::JkStatus) => {
+                    jk::list(&status, &config, &query, std::time::SystemTime::now())
+                }
+                (Err(refusal), _) => View {
+                    status: 503,
+                    content_type: PLAIN,
+                    text: format!("{refusal}\n"),
+                },
+            }
+        })
+    }
+}
