@@ -1,5 +1,8 @@
 //! The `balancer` command: what can be said to it, and its exit codes.
 
+#[path = "main/from.rs"]
+mod from;
+
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,6 +59,13 @@ enum Command {
         /// What to log, such as `info` or `debug,kernel=trace`; RUST_LOG is used without
         #[arg(long, value_name = "FILTER")]
         log: Option<String>,
+    },
+    /// Make a configuration of another balancer's: TOML on standard output, and what is not in
+    /// it on standard error
+    #[command(after_help = EXIT_CODES)]
+    Import {
+        #[command(subcommand)]
+        from: from::Foreign,
     },
     /// Show the node, its frontends and its backends
     #[command(after_help = EXIT_CODES)]
@@ -257,6 +267,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Check { file } => check(&file),
+        Command::Import { from } => from::import(from),
         Command::Run {
             config,
             dry_run,
