@@ -245,7 +245,7 @@ impl Table {
     }
 
     /// Has a table stand before all others.
-    pub fn to_front(&mut self, name: &str) {
+    pub fn bring_forward(&mut self, name: &str) {
         self.tables.sort_by_key(|table| table.name != name);
     }
 
@@ -405,6 +405,10 @@ fn table(
                     out.line(&commented(line, place), owner(Some(at), None));
                 }
                 out.line("]", owner(Some(at), None));
+            }
+            Value::Texts(items) if name == "pattern" && items.len() == 1 => {
+                let line = format!("{name} = {}", quoted(&items[0].text));
+                out.line(&commented(line, place), owner(Some(at), Some(0)));
             }
             value => {
                 let line = format!("{name} = {}", single(value));

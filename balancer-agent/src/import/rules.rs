@@ -177,14 +177,9 @@ fn overlap(a: &str, b: &str) -> bool {
         let mut next = vec![false; b.len() + 1];
         next[0] = row[0] && *c == '*';
         for j in 0..b.len() {
-            let star = *c == '*' || b[j] == '*';
-            next[j + 1] = match star {
-                // One of the two stars takes nothing, or one character more of the other.
-                true => {
-                    (*c == '*' && (row[j + 1] || next[j]))
-                        || (b[j] == '*' && (next[j] || row[j + 1]))
-                        || row[j]
-                }
+            // A star takes nothing, or one character (or star) more of the other.
+            next[j + 1] = match *c == '*' || b[j] == '*' {
+                true => row[j] || row[j + 1] || next[j],
                 false => row[j] && (*c == b[j] || *c == '?' || b[j] == '?'),
             };
         }

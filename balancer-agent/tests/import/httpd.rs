@@ -30,6 +30,10 @@ fn virtual_hosts_become_sites() {
         ("Listen 80\nJkMountCopy All\nJkMount /m/* a\n<VirtualHost *:80>\nJkMount /m/* b\n</VirtualHost>\n", &["any: /m/* -> b"]),
         // The order of mounts is mod_jk's own.
         ("Listen 80\nJkMount /* a\nJkMount /xy|/* b\nJkUnMount /*.gif *\nJkUnMount /xy/s/* b\n", &["any: /xy -> b, /xy/* -> b, /* -> a, !/*.gif (*), !/xy/s/* (b)"]),
+        // To another host, or for some of the hosts only, it is a mount.
+        ("Listen 80\n<VirtualHost *:80>\nServerName x.example\nRedirect permanent / https://www.x.example/\n</VirtualHost>\n", &["any: /* -> 301 https://www.x.example{path}{query}"]),
+        ("Listen 80\n<VirtualHost *:80>\nServerName x.example\nJkMount /* a\n</VirtualHost>\n<VirtualHost *:80>\nServerName y.example\nRewriteEngine on\nRewriteRule ^ https://%{HTTP_HOST}%{REQUEST_URI} [R=301]\n</VirtualHost>\n",
+            &["y.example: /* -> 301 https://{host}{path}{query}", "any: /* -> a"]),
         // A later mount of a pattern replaces the earlier one.
         ("Listen 80\nJkMount /x/* a\nJkMount /y/* a\nJkMount /x/* b\n", &["any: /x/* -> b, /y/* -> a"]),
         ("Listen 80\n<Location /loc/*>\nJkMount a\n</Location>\n", &["any: /loc/* -> a"]),

@@ -1,5 +1,7 @@
 //! Frontends: what becomes of `bind`, of the rules in their order, and of the rest.
 
+use std::collections::HashSet;
+
 use super::Context;
 use super::acl::{Acls, Listener, Way, host_covers};
 use super::bind::{self, Bind};
@@ -9,7 +11,7 @@ use super::sections::{Kind, Proxy};
 use crate::import::draft::{self, Table};
 use crate::import::rules::{self, Rule};
 use crate::import::source::Place;
-use crate::import::{Report, names, sites};
+use crate::import::{LeftOver, Report, names, sites};
 
 /// One of HAProxy's rules: an action under a condition.
 struct HttpRule<'a> {
@@ -17,6 +19,17 @@ struct HttpRule<'a> {
     /// Words of the condition, `if` or `unless` first.
     condition: &'a [String],
     action: Action,
+}
+
+/// What was said of rules already, over all listeners of a frontend.
+#[derive(Default)]
+struct Spoken {
+    /// Rules that are not understood.
+    refused: Vec<Place>,
+    /// Patterns that are never reached, in one site at least.
+    dead: Vec<LeftOver>,
+    /// Patterns of rules that are reached.
+    alive: HashSet<(Place, String)>,
 }
 
 enum Action {
@@ -59,10 +72,17 @@ pub fn frontends<'a>(proxy: &'a Proxy, cx: &mut Context<'a>) {
     let acls = Acls::of(file.lines(proxy));
     note_case(proxy, cx);
     let rules = rules_of(proxy, cx);
-    let mut spoken = Vec::new();
+    let mut spoken = Spoken::default();
     for bind in &binds {
         let table = http(proxy, bind, &acls, &rules, &mut spoken, cx);
         cx.root.push(table);
+    }
+    for entry in spoken.dead {
+        // Of a rule for several sites and listeners, one that has it is enough.
+        let reached = (entry.place.clone(), entry.directive.clone());
+        if !spoken.alive.contains(&reached) {
+            cx.report.left(&entry.place, entry.directive, entry.reason);
+        }
     }
 }
 
@@ -346,7 +366,7 @@ fn http(
     bind: &Bind,
     acls: &Acls,
     rules: &[HttpRule<'_>],
-    spoken: &mut Vec<Place>,
+    spoken: &mut Spoken,
     cx: &mut Context<'_>,
 ) -> Table {
     let mut table = Table::one_of("frontend", &proxy.place);
@@ -373,8 +393,8 @@ fn http(
                     true => format!("ACCESS IS NOT RESTRICTED HERE: {reason}"),
                     false => reason,
                 };
-                if !spoken.contains(&rule.line.place) {
-                    spoken.push(rule.line.place.clone());
+                if !spoken.refused.contains(&rule.line.place) {
+                    spoken.refused.push(rule.line.place.clone());
                     cx.report.left(&rule.line.place, rule.line.shown(), reason);
                 }
                 continue;
@@ -411,7 +431,7 @@ fn http(
         table.set("redirect_https", 443, &place);
         return table;
     }
-    sites(&mut table, &meant, proxy, cx);
+    sites(&mut table, &meant, proxy, spoken, cx);
     table
 }
 
@@ -420,6 +440,7 @@ fn sites(
     table: &mut Table,
     meant: &[(Way, &HttpRule<'_>, Table)],
     proxy: &Proxy,
+    spoken: &mut Spoken,
     cx: &mut Context<'_>,
 ) {
     let mut hosts: Vec<&str> = Vec::new();
@@ -478,7 +499,18 @@ fn sites(
                 .map_or(&proxy.place, |(_, rule, _)| &rule.line.place),
             None => &proxy.place,
         };
-        let mounts = rules::mounts(&rules, &mut cx.report);
+        let mut said = Report::default();
+        let mounts = rules::mounts(&rules, &mut said);
+        spoken.dead.append(&mut said.left_over);
+        cx.report.notes.append(&mut said.notes);
+        for mount in &mounts {
+            if let (Some(draft::Value::Texts(items)), Some(place)) =
+                (mount.get("pattern"), &mount.place)
+            {
+                let reached = items.iter().map(|item| (place.clone(), item.text.clone()));
+                spoken.alive.extend(reached);
+            }
+        }
         let hosts: Vec<(String, Place)> = site_host
             .into_iter()
             .map(|host| (host.to_owned(), place.clone()))
@@ -508,6 +540,11 @@ fn note_case(proxy: &Proxy, cx: &mut Context<'_>) {
 /// Reports a line of a frontend that nothing was made of.
 pub(super) fn rest(line: &Line, report: &mut Report) {
     if let Some(reason) = super::reasons::of(line) {
-        report.left(&line.place, line.shown(), reason);
+        // Passwords are nobody's business.
+        let what = match (line.word(0), line.word(1)) {
+            ("stats", "auth") => "stats auth".to_owned(),
+            _ => line.shown(),
+        };
+        report.left(&line.place, what, reason);
     }
 }

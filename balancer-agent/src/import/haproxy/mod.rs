@@ -88,12 +88,11 @@ pub fn import(source: &Source, options: &Options) -> Result<Imported, ImportErro
             continue;
         }
         let servers = proxy.lines.iter().any(|line| line.word(0) == "server");
-        if proxy.kind == Kind::Backend || (proxy.kind == Kind::Listen && servers) {
-            if let Some(pool) = backend::pool(proxy, &mut cx) {
-                let name = pool.text("name").unwrap_or_default().to_owned();
-                cx.pools.entry(proxy.name.clone()).or_insert(name);
-                pools.push(pool);
-            }
+        let has_pool = proxy.kind == Kind::Backend || (proxy.kind == Kind::Listen && servers);
+        if has_pool && let Some(pool) = backend::pool(proxy, &mut cx) {
+            let name = pool.text("name").unwrap_or_default().to_owned();
+            cx.pools.entry(proxy.name.clone()).or_insert(name);
+            pools.push(pool);
         }
     }
     for proxy in &file.proxies {
@@ -114,7 +113,7 @@ pub fn import(source: &Source, options: &Options) -> Result<Imported, ImportErro
         xdp.comment = Some("The clients' side and the servers' side.".to_owned());
         let items = interfaces.into_iter().map(|text| text.as_str().into());
         xdp.set_own("interfaces", super::draft::Value::Texts(items.collect()));
-        cx.root.to_front("xdp");
+        cx.root.bring_forward("xdp");
     }
     let Context { root, report, .. } = cx;
     let head = format!(

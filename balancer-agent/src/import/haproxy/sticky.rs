@@ -20,10 +20,10 @@ pub fn sticky(pool: &mut Table, proxy: &Proxy, servers: &[Server], cx: &mut Cont
             .set("cookie", line.word(1), &line.place);
         let mut words = line.from(2).iter().map(String::as_str);
         while let Some(word) = words.next() {
-            if word == "timeout" {
-                if let Some(time) = words.next().and_then(|text| lex::time(text, 1)) {
-                    table.set("idle", draft::duration(time), &line.place);
-                }
+            if word == "timeout"
+                && let Some(time) = words.next().and_then(|text| lex::time(text, 1))
+            {
+                table.set("idle", draft::duration(time), &line.place);
             }
         }
         return;

@@ -31,8 +31,9 @@ pub struct Server {
     others: Vec<Table>,
     /// What TLS needs.
     pub tls: Tls,
-    /// Where everything is redirected to HTTPS.
-    pub https: Option<Place>,
+    /// Where everything is redirected to HTTPS, and the host that it leads to; `None` is the
+    /// one that was asked for.
+    https: Option<(Option<String>, Place)>,
     timeout: Option<(u64, Place)>,
     keep_alive: Option<(u64, Place)>,
     body: Option<(u64, Place)>,
@@ -304,12 +305,11 @@ impl Server {
             self.others.push(mount);
             return;
         }
-        if short.is_empty()
-            && to.starts_with("https://")
-            && !to.trim_end_matches('/')[8..].contains('/')
-            && self.place.is_some()
-        {
-            self.https = Some(place.clone());
+        if let (true, Some(host)) = (short.is_empty(), to.strip_prefix("https://")) {
+            let host = host.trim_end_matches('/').to_ascii_lowercase();
+            if !host.contains('/') {
+                self.https = Some((Some(host), place.clone()));
+            }
         }
         // What follows the prefix is put behind the new place: that is the whole path where
         // both end alike.
@@ -360,7 +360,13 @@ impl Server {
         });
         let flags = node.arg(2).to_ascii_uppercase();
         if all && https && plain && flags.contains('R') && self.place.is_some() {
-            self.https = Some(node.place.clone());
+            self.https = Some((None, node.place.clone()));
+            let mut mount = Table::one_of("mount", &node.place);
+            mount.add("pattern", "/*", &node.place);
+            let redirect = mount.table("redirect");
+            redirect.set("location", "https://{host}{path}{query}", &node.place);
+            redirect.set("status", 301, &node.place);
+            self.others.push(mount);
             conditions.clear();
             return;
         }
@@ -382,6 +388,18 @@ fn found(name: &str, (root, beside): Roots<'_>) -> PathBuf {
     all.find(|path| path.is_file()).unwrap_or(meant)
 }
 
+impl Server {
+    /// Where it says that all of it goes to HTTPS at the very host that was asked for.
+    pub fn to_https(&self) -> Option<&Place> {
+        let (host, place) = self.https.as_ref()?;
+        let own = match host {
+            None => true,
+            Some(host) => !self.names.is_empty() && self.names.iter().all(|(name, _)| name == host),
+        };
+        own.then_some(place)
+    }
+}
+
 const REWRITE: &str =
     "paths are changed by prefix (`rewrite`), clients sent elsewhere by mounts with `redirect`";
 
@@ -394,6 +412,11 @@ pub fn mounts(server: &Server, workers: &[Table], report: &mut Report) -> Vec<Ta
     let mut taken: Vec<String> = workers.iter().flat_map(pattern).collect();
     let mut out = Vec::new();
     for mount in &server.others {
+        let location = mount.known("redirect").and_then(|r| r.text("location"));
+        if server.tls.on && location == Some("https://{host}{path}{query}") {
+            // The condition is that it is not there yet.
+            continue;
+        }
         let own: Vec<String> = pattern(mount);
         if let (true, Some(place)) = (own.iter().any(|p| taken.contains(p)), &mount.place) {
             report.left(

@@ -277,9 +277,10 @@ fn frontend(
             report.note(place, "SSLEngine off", reason);
         }
         host::tls(&mut table, first, &secure, report);
-    } else if servers.iter().all(|server| server.https.is_some())
-        && let Some(place) = &first.https
-    {
+    } else if let (true, Some(place)) = (
+        servers.iter().all(|server| server.to_https().is_some()),
+        first.to_https(),
+    ) {
         table.set("redirect_https", 443, place);
         root.push(table);
         return;

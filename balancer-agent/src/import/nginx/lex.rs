@@ -309,9 +309,9 @@ impl Lexer<'_> {
                 ' ' | '\t' | '\r' | '\n' | ';' => break,
                 '{' if !word.ends_with('$') => break,
                 // `${name}` is part of a word.
-                '}' if !word
+                '}' if word
                     .rsplit_once("${")
-                    .is_some_and(|(_, name)| !name.contains('}')) =>
+                    .is_none_or(|(_, name)| name.contains('}')) =>
                 {
                     break;
                 }

@@ -60,11 +60,12 @@ pub fn import(file: &Path, options: &Options) -> Result<Imported, ImportError> {
             "http" => http(node.inside(), node, &mut root, &mut cx),
             "stream" => stream(node.inside(), &mut root, &mut cx),
             "server" | "upstream" => {}
-            "worker_processes" => match node.arg(0).parse::<u64>() {
-                Ok(number) => _ = root.table("http").set("threads", number, &node.place),
+            "worker_processes" => {
                 // One for each core is the default.
-                Err(_) => {}
-            },
+                if let Ok(number) = node.arg(0).parse::<u64>() {
+                    root.table("http").set("threads", number, &node.place);
+                }
+            }
             _ => reasons::left(node, &mut cx.report),
         }
     }
@@ -98,7 +99,7 @@ pub fn import(file: &Path, options: &Options) -> Result<Imported, ImportError> {
         let xdp = root.table("xdp");
         xdp.comment = Some("The clients' side and the servers' side.".to_owned());
         xdp.set_own("interfaces", Value::Texts(items.collect()));
-        root.to_front("xdp");
+        root.bring_forward("xdp");
     }
     let head = format!("Made of {name} by `balancer import nginx`; see docs/import.md.");
     finish::finish(root, &name, &head, cx.report)

@@ -241,11 +241,16 @@ fn shorten(table: &mut Table, tls: bool) {
         redirect.get("status"),
         Some(draft::Value::Integer(301 | 308))
     );
-    if !tls && https && all && status && site.get("hosts").is_none() {
-        if let Some(place) = mount.place.clone() {
-            table.drop_all("site");
-            table.set("redirect_https", 443, &place);
-        }
+    let any = site.get("hosts").is_none();
+    if !tls
+        && https
+        && all
+        && status
+        && any
+        && let Some(place) = mount.place.clone()
+    {
+        table.drop_all("site");
+        table.set("redirect_https", 443, &place);
     }
 }
 

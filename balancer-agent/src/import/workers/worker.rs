@@ -501,8 +501,12 @@ impl<'a> Workers<'a> {
             if used.contains(name) {
                 continue;
             }
-            let what = format!("{name}={}", property.value);
             let attribute = name.rsplit('.').next().unwrap_or(name);
+            let what = match attribute {
+                // Secrets are nobody's business.
+                "secret" | "secretkey" => name.to_owned(),
+                _ => format!("{name}={}", property.value),
+            };
             let dots = name.bytes().filter(|b| *b == b'.').count();
             if !name.starts_with("worker.") && !name.starts_with("workers.") {
                 // A property that others may refer to; mod_jk does not look at it either.
