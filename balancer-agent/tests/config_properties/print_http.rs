@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::http::HeaderValue;
 use balancer_agent::model::Backend;
 use balancer_agent::model::http::*;
+use ipnet::IpNet;
 
 use super::files;
 use super::print::{ms, quote};
