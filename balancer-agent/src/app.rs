@@ -46,7 +46,7 @@ use crate::model::Config;
 use crate::nexthop::{NextHops, Watcher};
 use crate::prober::{Limits, Prober};
 use crate::proxy::server::Proxy;
-use crate::proxy::stats::Web;
+use crate::proxy::stats::{Views, Web};
 use crate::reconcile::{Desired, Reconciler};
 use crate::session::driver::Prepared;
 use crate::steering::flowkeeper::{FlowKeeper, Watched};
@@ -224,6 +224,9 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
         started,
         counts: CachedCounts::default(),
     });
+    let views: Arc<dyn Views> = node.clone();
+    proxy.set_views(Arc::downgrade(&views));
+    drop(views);
     // Waits for the first round.
     steering.look().await?;
     tracing::info!(pid = std::process::id(), "ready");

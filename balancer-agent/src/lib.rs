@@ -8,6 +8,7 @@ pub mod app;
 pub mod cluster;
 pub mod config;
 pub mod dataplane;
+pub mod import;
 pub mod model;
 pub mod nexthop;
 pub mod prober;

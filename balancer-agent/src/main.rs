@@ -1,5 +1,8 @@
 //! The `balancer` command: what can be said to it, and its exit codes.
 
+#[path = "main/from.rs"]
+mod from;
+
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,6 +15,7 @@ use balancer_agent::admin::sessions::{SessionFilter, SessionName};
 use balancer_agent::app;
 use balancer_agent::config::{self, ConfigError};
 use balancer_agent::model::Activation;
+use balancer_agent::model::http::StatsFormat;
 use balancer_agent::proxy::stats::Reopened;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -56,12 +60,28 @@ enum Command {
         #[arg(long, value_name = "FILTER")]
         log: Option<String>,
     },
+    /// Make a configuration of another balancer's: TOML on standard output, and what is not in
+    /// it on standard error
+    #[command(after_help = EXIT_CODES)]
+    Import {
+        #[command(subcommand)]
+        from: from::Foreign,
+    },
     /// Show the node, its frontends and its backends
     #[command(after_help = EXIT_CODES)]
     Status {
         /// As JSON
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["csv", "jk"])]
         json: bool,
+        /// As HAProxy's CSV
+        #[arg(long, conflicts_with = "jk")]
+        csv: bool,
+        /// As the list of mod_jk's status worker
+        #[arg(long)]
+        jk: bool,
+        /// Form of the list: `prop`, `xml` or `txt`
+        #[arg(long, requires = "jk", default_value = "txt", value_parser = ["prop", "xml", "txt"])]
+        mime: String,
         #[command(flatten)]
         agent: Agent,
     },
@@ -247,6 +267,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Check { file } => check(&file),
+        Command::Import { from } => from::import(from),
         Command::Run {
             config,
             dry_run,
@@ -258,7 +279,16 @@ fn run(command: Command) -> anyhow::Result<()> {
                 false => app::run(&config),
             }
         }
-        Command::Status { json, agent } => {
+        Command::Status {
+            csv: true, agent, ..
+        } => view(&agent.socket, StatsFormat::HaproxyCsv, String::new()),
+        Command::Status {
+            jk: true,
+            mime,
+            agent,
+            ..
+        } => view(&agent.socket, StatsFormat::JkStatus, format!("mime={mime}")),
+        Command::Status { json, agent, .. } => {
             let Answer::Status(status) = ask(&agent.socket, Request::Status)? else {
                 return Err(unexpected());
             };
@@ -385,6 +415,14 @@ fn sessions(command: SessionsCommand) -> anyhow::Result<()> {
             say(&format!("{group}: {id} ended\n"))
         }
     }
+}
+
+/// Prints the statistics as another balancer's.
+fn view(socket: &Path, format: StatsFormat, query: String) -> anyhow::Result<()> {
+    let Answer::View(view) = ask(socket, Request::View { format, query })? else {
+        return Err(unexpected());
+    };
+    say(&view.text)
 }
 
 /// Says which access logs were opened again, and fails when one was not.

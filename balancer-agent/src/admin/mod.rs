@@ -3,6 +3,7 @@
 //! - `protocol.rs`: requests and answers;
 //! - `server.rs`: the socket;
 //! - `node.rs`, `status.rs`, `sessions.rs`: the answers; `survey.rs`: what is asked of all nodes;
+//! - `views`: the statistics as other balancers' scripts read them;
 //! - `client.rs`, `render.rs`: the other side of it.
 
 pub mod client;
@@ -13,3 +14,4 @@ pub mod server;
 pub mod sessions;
 mod status;
 pub mod survey;
+mod views;

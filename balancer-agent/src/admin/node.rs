@@ -16,7 +16,7 @@ use crate::dataplane::kernel::Kernel;
 use crate::model::{Activation, BackendName, Config};
 use crate::nexthop::NextHops;
 use crate::prober::ProberHandle;
-use crate::proxy::stats::Web;
+use crate::proxy::stats::{Views, Web};
 use crate::session::handle::Sessions;
 use crate::steering::flowkeeper::monotonic;
 use crate::steering::{Look, SteeringError, SteeringHandle};
@@ -94,6 +94,13 @@ impl Node {
                 }
                 Ok(Answer::Status(Box::new(status)))
             }
+            Request::View { format, query } => {
+                let view = Views::view(self, format, query).await;
+                match view.status {
+                    200 => Ok(Answer::View(view)),
+                    _ => Err(Refusal::new(Fault::Request, view.text.trim_end())),
+                }
+            }
             Request::Backend { backend } => self.backend(&backend).await,
             Request::Activation {
                 backend,
@@ -142,6 +149,18 @@ impl Node {
                 Ok(Answer::LogsReopened { files })
             }
         }
+    }
+
+    /// What views are made of: the status, and the configuration that it is of.
+    pub(super) async fn whole(
+        self: Arc<Self>,
+    ) -> Result<(super::protocol::Status, Arc<Config>), Refusal> {
+        let look = self.look().await?;
+        let config = Arc::clone(&look.config);
+        let now = Instant::now();
+        let since = now.checked_sub(COUNTS_AGE).unwrap_or(now);
+        let status = blocking(move || status::status(&self, &look, since)).await?;
+        Ok((status, config))
     }
 
     async fn activation(

@@ -14,8 +14,9 @@ use super::sessions::{
 use super::survey::Unheard;
 use crate::cluster::status::ClusterStatus;
 use crate::dataplane::kernel::Attached;
+use crate::model::http::StatsFormat;
 use crate::model::{Activation, Health};
-use crate::proxy::stats::{HttpStatus, Reopened};
+use crate::proxy::stats::{HttpStatus, Reopened, View};
 
 /// Version of the protocol; a request of another one is refused.
 pub const VERSION: u32 = 1;
@@ -52,6 +53,14 @@ impl Asked {
 pub enum Request {
     /// Everything; answered by [`Answer::Status`].
     Status,
+    /// The statistics as another balancer's; answered by [`Answer::View`].
+    View {
+        /// Whose.
+        format: StatsFormat,
+        /// A variant, as in the query of a URL: `mime=xml`.
+        #[serde(default)]
+        query: String,
+    },
     /// One backend; answered by [`Answer::Backend`].
     Backend {
         /// `pool/backend`, or the backend alone when only one pool has it.
@@ -139,6 +148,8 @@ pub enum Outcome {
 pub enum Answer {
     /// Everything.
     Status(Box<Status>),
+    /// Statistics as text.
+    View(View),
     /// One backend, and its pool's name.
     Backend {
         /// The pool.

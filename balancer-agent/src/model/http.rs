@@ -280,6 +280,27 @@ pub enum Action {
         /// Read from a file or from the configuration, when the configuration was loaded.
         body: bytes::Bytes,
     },
+    /// The node's statistics, in a form that scripts for other balancers read.
+    Stats(Stats),
+}
+
+/// A view of the statistics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Whose form it has.
+    pub format: StatsFormat,
+    /// Clients that may see it; others get 403.
+    pub allow: Vec<IpNet>,
+}
+
+/// Forms of statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StatsFormat {
+    /// HAProxy's CSV (management guide, 9.1).
+    HaproxyCsv,
+    /// That of mod_jk's status worker.
+    JkStatus,
 }
 
 /// Static files.

@@ -161,6 +161,11 @@ impl Proxy {
         self.0.logs.request_reopen();
     }
 
+    /// Names who renders statistics for mounts; the first word holds.
+    pub fn set_views(&self, views: std::sync::Weak<dyn stats::Views>) {
+        self.0.publisher.set_views(views);
+    }
+
     /// Ends: accepts nothing more, lets running requests end within `drain_timeout`, and
     /// waits for that.
     pub async fn drain(&self) {

@@ -275,6 +275,7 @@ impl Handler for Service {
                 content_type,
                 body,
             } => reply::respond(*status, content_type, body),
+            Action::Stats(stats) => self.thread.publisher.view(stats, client, uri.query()).await,
         };
         let mut response = rewritten(response, &route.rewrite);
         if over_http2 && response.status().is_success() {

@@ -9,10 +9,12 @@ mod counts;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::http::StatsFormat;
 use crate::model::{Activation, BackendName, Health};
 use crate::session::GroupId;
 
@@ -40,6 +42,28 @@ pub trait Web: Send + Sync {
     /// Has every access log open its file again; one entry per file, in the order of
     /// their names. Waits for the threads that write, a few seconds at most.
     fn reopen_logs(&self) -> Vec<Reopened>;
+}
+
+/// Statistics as text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Status of the answer.
+    pub status: u16,
+    /// Its media type.
+    #[serde(skip)]
+    pub content_type: &'static str,
+    /// Its body.
+    pub text: String,
+}
+
+/// Who renders statistics of the whole node.
+pub trait Views: Send + Sync {
+    /// Those of this moment, in that form; `query` is what clients add to ask for a variant.
+    fn view(
+        self: Arc<Self>,
+        format: StatsFormat,
+        query: String,
+    ) -> Pin<Box<dyn Future<Output = View> + Send>>;
 }
 
 /// What the session store has a client's session under.

@@ -9,19 +9,22 @@
 //! ```
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use http::StatusCode;
 
 use super::balance::PoolView;
 use super::log::AccessLog;
-use super::route::Router;
-use super::stats::FrontendCounts;
+use super::route::{Router, reply};
+use super::service::forwarded;
+use super::stats::{FrontendCounts, Views};
 use super::sticky::Shared;
+use super::types::Body;
 use super::upstream::endpoint::Speech;
-use crate::model::http::HttpFrontend;
+use crate::model::http::{HttpFrontend, Stats};
 use crate::model::{Activation, BackendName, CheckKind, Config, Health, Pool};
 use crate::session::handle::Sessions;
 
@@ -83,6 +86,8 @@ pub struct Parts {
 pub struct Publisher {
     world: ArcSwap<World>,
     books: Mutex<Books>,
+    /// Who renders statistics; nobody before the agent is ready, and in tests.
+    views: OnceLock<Weak<dyn Views>>,
 }
 
 /// What is known of backends beside the configuration.
@@ -111,6 +116,32 @@ impl Publisher {
         Self {
             world: ArcSwap::from_pointee(world),
             books: Mutex::new(books),
+            views: OnceLock::new(),
+        }
+    }
+
+    /// Names who renders statistics; the first word holds.
+    pub fn set_views(&self, views: Weak<dyn Views>) {
+        let _ = self.views.set(views);
+    }
+
+    /// A view of the statistics for a client.
+    pub async fn view(
+        &self,
+        stats: &Stats,
+        client: IpAddr,
+        query: Option<&str>,
+    ) -> http::Response<Body> {
+        if !forwarded::within(&stats.allow, client) {
+            return reply::status_page(StatusCode::FORBIDDEN);
+        }
+        match self.views.get().and_then(Weak::upgrade) {
+            Some(views) => reply::view(
+                views
+                    .view(stats.format, query.unwrap_or("").to_owned())
+                    .await,
+            ),
+            None => reply::status_page(StatusCode::SERVICE_UNAVAILABLE),
         }
     }
 

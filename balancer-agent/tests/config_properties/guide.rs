@@ -39,6 +39,7 @@ const TABLES: &[Table] = &[
     ("### `files`", "mount", "[[frontend.site.mount]]\npattern = \"/y\"\n[frontend.site.mount.files]\n{}", "root = \"/var/www/site\"\n"),
     ("### `redirect`", "mount", "[[frontend.site.mount]]\npattern = \"/y\"\n[frontend.site.mount.redirect]\n{}", "location = \"/a\"\n"),
     ("### `respond`", "mount", "[[frontend.site.mount]]\npattern = \"/y\"\n[frontend.site.mount.respond]\n{}", ""),
+    ("### `stats`", "mount", "[[frontend.site.mount]]\npattern = \"/y\"\n[frontend.site.mount.stats]\n{}", "format = \"jk-status\"\n"),
     ("### `rewrite`", "mount", "[frontend.site.mount.rewrite]\n{}", ""),
     ("### A change of a header", "mount", "[[frontend.site.mount.rewrite.request_headers]]\n{}", "remove = \"a\"\n"),
     ("### `[[frontend.site.exclude]]`", "mount", "[[frontend.site.exclude]]\n{}", "pattern = \"/y\"\n"),

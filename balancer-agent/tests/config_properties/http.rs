@@ -453,7 +453,12 @@ fn route() -> impl Strategy<Value = Arc<Route>> {
         content_type,
         body,
     });
-    let action = prop_oneof![3 => pool, 1 => files, 1 => redirect, 1 => respond];
+    let nets = ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "192.0.2.7/32"];
+    let nets = nets.map(|net| net.parse().unwrap()).to_vec();
+    let format = select(vec![StatsFormat::HaproxyCsv, StatsFormat::JkStatus]);
+    let stats = (format, subsequence(nets, 0..=4))
+        .prop_map(|(format, allow)| Action::Stats(Stats { format, allow }));
+    let action = prop_oneof![3 => pool, 1 => files, 1 => redirect, 1 => respond, 1 => stats];
     let compress = option::of(prop_oneof![
         Just(Compress::default()),
         (1..=1u64 << 30).prop_map(|min_bytes| Compress { min_bytes }),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::http::HeaderValue;
 use balancer_agent::model::Backend;
 use balancer_agent::model::http::*;
+use ipnet::IpNet;
 
 use super::files;
 use super::print::{ms, quote};
@@ -359,6 +360,20 @@ fn route(keys: &mut Keys, route: &Route) {
             inner.key("content_type", content_type, &plain, header);
             response_body(&mut inner, body, false);
             Some("respond")
+        }
+        Action::Stats(stats) => {
+            let format = match stats.format {
+                StatsFormat::HaproxyCsv => "haproxy-csv",
+                StatsFormat::JkStatus => "jk-status",
+            };
+            inner.some("format", Some(quote(format)));
+            let own: Vec<IpNet> = ["127.0.0.0/8", "::1/128"]
+                .map(|net| net.parse().unwrap())
+                .to_vec();
+            inner.key("allow", &stats.allow, &own, |nets: &Vec<IpNet>| {
+                list(nets.iter().map(|net| quote(&net.to_string())))
+            });
+            Some("stats")
         }
     };
     keys.some(name.unwrap_or_default(), name.map(|_| inner.inline()));

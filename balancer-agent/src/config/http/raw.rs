@@ -107,6 +107,7 @@ table! {
         files: Table<RawFiles>,
         redirect: Table<RawRedirect>,
         respond: Table<RawRespond>,
+        stats: Table<RawStats>,
         rewrite: Table<RawRewrite>,
         compress: Field,
     }
@@ -145,6 +146,14 @@ table! {
         content_type: Field,
         body: Field,
         body_file: Field,
+    }
+}
+
+table! {
+    /// `stats = { .. }` of a mount.
+    RawStats {
+        format: Field,
+        allow: Field,
     }
 }
 

@@ -1,21 +1,25 @@
 //! What is done with a request, and what is changed on the way: the part that
 //! mounts and fallbacks have in common.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
+use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 
 use super::raw::{
-    RawFiles, RawHeaderChange, RawRedirect, RawRespond, RawRewrite, RawRoute, Tables,
+    RawFiles, RawHeaderChange, RawRedirect, RawRespond, RawRewrite, RawRoute, RawStats, Tables,
 };
 use super::{files, value as http_value};
 use crate::config::findings::{Findings, Mistake, Span};
 use crate::config::raw::{Field, Section, Value};
 use crate::config::value;
 use crate::model::Named;
-use crate::model::http::{Action, Compress, Files, HeaderChange, Rewrite, Route};
+use crate::model::http::{
+    Action, Compress, Files, HeaderChange, Rewrite, Route, Stats, StatsFormat,
+};
 
 /// Name of a pool where something refers to it.
 pub(in crate::config) type PoolReference = Spanned<Arc<str>>;
@@ -24,6 +28,8 @@ const INDEX_DEFAULT: &str = "index.html";
 const REDIRECT_DEFAULT: StatusCode = StatusCode::FOUND;
 const COMPRESS_MIN: std::ops::RangeInclusive<u64> = 1..=1 << 30;
 const BODY_MAX: usize = 1 << 20;
+/// RFC 1122, 3.2.1.3.
+const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// Reads a route. `what` is the table in words, and `span` where it stands.
 /// Pools that it goes to are added to `pools`. `None` is a mistake already noted.
@@ -48,16 +54,21 @@ pub(super) fn route(
         let defaults = (StatusCode::OK, "text/plain; charset=utf-8");
         respond_of(t.get_ref(), &t.span(), "a response", defaults, findings)
     });
+    let stats = raw
+        .stats
+        .as_ref()
+        .map(|t| stats_of(t.get_ref(), &t.span(), findings));
     let written: Vec<(&str, Span)> = [
         ("pool", raw.pool.as_ref().map(Spanned::span)),
         ("files", raw.files.as_ref().map(Spanned::span)),
         ("redirect", raw.redirect.as_ref().map(Spanned::span)),
         ("respond", raw.respond.as_ref().map(Spanned::span)),
+        ("stats", raw.stats.as_ref().map(Spanned::span)),
     ]
     .into_iter()
     .filter_map(|(key, span)| Some((key, span?)))
     .collect();
-    let expected = "one of `pool`, `files`, `redirect` and `respond`";
+    let expected = "one of `pool`, `files`, `redirect`, `respond` and `stats`";
     match &written[..] {
         [] => findings.error(span.clone(), format!("{what} does nothing"), expected),
         [_] => {}
@@ -74,6 +85,7 @@ pub(super) fn route(
         }
         "files" => files?.map(Action::Files),
         "redirect" => redirect?,
+        "stats" => stats?.map(Action::Stats),
         _ => respond?.map(|(status, content_type, body)| Action::Respond {
             status,
             content_type,
@@ -205,6 +217,35 @@ fn redirect_of(raw: &RawRedirect, span: &Span, findings: &mut Findings) -> Optio
     })
 }
 
+fn stats_of(raw: &RawStats, span: &Span, findings: &mut Findings) -> Option<Stats> {
+    let formats = [
+        ("haproxy-csv", StatsFormat::HaproxyCsv),
+        ("jk-status", StatsFormat::JkStatus),
+    ];
+    let table = ("a table of statistics", span);
+    let format = findings.required("format", &raw.format, table, "\"haproxy-csv\"", |v| {
+        v.word(&formats, &[])
+    });
+    let allow = match &raw.allow {
+        // Nobody but the host itself.
+        None => vec![
+            IpNet::V4(LOOPBACK),
+            IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+        ],
+        Some(_) => findings
+            .list("allow", &raw.allow, "\"10.0.0.0/8\"", |v| {
+                http_value::network(v.text("\"10.0.0.0/8\"")?)
+            })
+            .into_iter()
+            .map(Spanned::into_inner)
+            .collect(),
+    };
+    Some(Stats {
+        format: format?.into_inner(),
+        allow,
+    })
+}
+
 fn status(value: &Value) -> Result<StatusCode, Mistake> {
     let code = value.integer(200..=599u16)?;
     StatusCode::from_u16(code).map_err(|_| Mistake::value("is no HTTP status", "200 to 599"))
@@ -267,7 +308,7 @@ pub(super) fn respond_of(
 /// Warns about rewriting that what is done with the request does not see.
 fn without_effect(raw: &Section<RawRewrite>, action: &str, findings: &mut Findings) {
     let request = action != "pool";
-    let path = matches!(action, "redirect" | "respond");
+    let path = matches!(action, "redirect" | "respond" | "stats");
     let keys = [
         (
             "strip_prefix",

@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use super::host;
 use super::path::NormalPath;
 use crate::model::http::MaintenancePage;
+use crate::proxy::stats::View;
 use crate::proxy::types::Body;
 
 /// A redirect to `location`, in which `{host}`, `{path}` and `{query}` are replaced: by the
@@ -125,6 +126,16 @@ pub fn status_page(status: StatusCode) -> Response<Body> {
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, plain);
     }
+    response
+}
+
+/// A view of the statistics; never from a cache.
+pub fn view(view: View) -> Response<Body> {
+    let status = StatusCode::from_u16(view.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let content_type = HeaderValue::from_static(view.content_type);
+    let mut response = respond(status, &content_type, &view.text.into());
+    let no_cache = HeaderValue::from_static("no-cache");
+    response.headers_mut().insert(CACHE_CONTROL, no_cache);
     response
 }
 

@@ -79,6 +79,7 @@ fn go(router: &Router, host: &str, raw: &str) -> String {
         Some(Action::Respond { status, .. }) => status.as_str().to_owned(),
         Some(Action::Files(_)) => "files".to_owned(),
         Some(Action::Redirect { .. }) => "redirect".to_owned(),
+        Some(Action::Stats(_)) => "stats".to_owned(),
     }
 }
 
