@@ -399,17 +399,15 @@ impl Store {
     /// Tells every peer where this node stands.
     pub(super) fn send_status(&mut self) {
         let now = self.now.signed();
-        let gone = self
-            .known
-            .iter()
-            .filter(|(node, _)| !self.peers.contains_key(node));
+        // Members too: who takes over this node's memory has to know of all in it.
+        let known = self.known.iter();
         self.reports += 1;
         let status = Record::Status {
             round: self.reports,
             view: self.view.id,
             flags: self.flags(),
             memory: self.memory(),
-            known: gone
+            known: known
                 .map(|(&node, &seen)| (node, now.saturating_sub(seen).max(0) as u64))
                 .collect(),
         };
@@ -441,7 +439,7 @@ impl Store {
         peer.view = view;
         peer.heard = now;
         if flags.admitted {
-            // With this report comes whom it has known all that time, members left out.
+            // With this report comes whom it has known all that time.
             let since = now.signed().saturating_sub_unsigned(memory);
             self.memory = self.memory.map(|own| own.min(since));
             if self.known.insert(from, now.signed()).is_none() {

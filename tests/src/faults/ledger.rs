@@ -465,7 +465,11 @@ impl Ledger {
                 let excused = ended.excused(&lives);
                 match (found, excused) {
                     (Some(_), false) => verdict.broken.push(Broken::Returned(say(session))),
-                    (Some(_), true) => verdict.excused += 1,
+                    (Some(_), true) => {
+                        // Nobody is left who knew of its end: it goes on, and is counted once.
+                        verdict.excused += 1;
+                        session.ended = None;
+                    }
                     (None, _) => session.writes = Vec::new(),
                 }
                 if found.is_none() {
@@ -476,7 +480,9 @@ impl Ledger {
                         lives,
                     });
                 }
-                continue;
+                if session.ended.is_some() {
+                    continue;
+                }
             }
             let Some(found) = found else {
                 let floors: Vec<Floor> = session.writes.iter().filter_map(|w| w.floor).collect();

@@ -125,6 +125,19 @@ fn what_has_ended_stays_away() {
             "even on one node"
         );
     }
+    // An end that one node knew of may go with it; the session then is as good as any.
+    let one = Some(Kept::Nodes {
+        nodes: 1,
+        all: true,
+    });
+    let mut ledger = made(ALL);
+    act(&mut ledger, Act::End, told(0, one));
+    ledger.killed(2);
+    let verdict = ledger.judge(&held(NODES, 0));
+    assert_eq!((verdict.broken.len(), verdict.excused), (0, 1));
+    let verdict = ledger.judge(&held(NODES, 0));
+    assert_eq!((verdict.broken.len(), verdict.excused), (0, 0), "once");
+    assert_eq!(ledger.judge(&held(0, 0)).broken.len(), 1);
     // An end that nobody acknowledged promises nothing.
     for seen in [Seen::Failed, told(0, Some(Kept::Absent))] {
         let mut ledger = made(ALL);
