@@ -19,7 +19,7 @@
 
 mod ready;
 mod reload;
-mod sessions;
+pub mod sessions;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -78,14 +78,22 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         tracing::warn!("{}", ready.warnings);
     }
     check_rights(&ready.config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(RUNTIME_THREADS)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = runtime()?;
     let result = runtime.block_on(serve(path, ready));
     runtime.shutdown_timeout(END);
     result
+}
+
+/// The runtime of an agent, for all but the web tier.
+///
+/// # Errors
+/// The system has no threads for it.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
 }
 
 async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {

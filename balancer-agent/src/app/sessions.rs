@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use tokio::task::JoinSet;
 
 use crate::cluster::{self, Cluster, Events, Initial};
 use crate::model::Config;
@@ -21,6 +22,44 @@ pub(super) fn initial(config: &Config) -> Initial {
             syncing: true,
             about: driver::about(sessions.groups.iter().map(|group| &*group.name)),
         },
+    }
+}
+
+/// A node that keeps sessions and does nothing else: cluster, links and store of an agent,
+/// without its web tier and kernel side. For benchmarks, which put load on the store itself.
+pub struct SessionNode {
+    /// The store.
+    pub sessions: Sessions,
+    /// The links.
+    pub cluster: Cluster,
+    tasks: JoinSet<()>,
+}
+
+impl SessionNode {
+    /// Starts one by an agent's configuration, on the runtime that it is called on: see
+    /// [`super::runtime`].
+    ///
+    /// # Errors
+    /// There is no `[cluster]` or no group, or an agent would not start with it either.
+    pub fn start(config: &Config, watch: impl Watch + Sync) -> anyhow::Result<Self> {
+        let of = config.cluster.as_ref().context("there is no [cluster]")?;
+        let model = config.sessions.as_ref().context("there is no [session]")?;
+        let (cluster, events, driver) = Cluster::bind(of, initial(config))?;
+        let (sessions, task) = open(config, model, Some((cluster.clone(), events)))?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(driver.run());
+        tasks.spawn(task.run(watch));
+        Ok(Self {
+            sessions,
+            cluster,
+            tasks,
+        })
+    }
+
+    /// Says goodbye to the others, and ends.
+    pub async fn end(mut self) {
+        self.cluster.leave().await;
+        self.tasks.shutdown().await;
     }
 }
 

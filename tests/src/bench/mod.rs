@@ -13,6 +13,7 @@ pub mod idle;
 pub mod rig;
 pub mod rivals;
 pub mod scale;
+pub mod sessions;
 pub mod tcp;
 pub mod veth;
 pub mod world;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use balancer_tests::bench::figure::Report;
-use balancer_tests::bench::{chaos, flows, http, idle, scale, tcp, veth, xdp};
+use balancer_tests::bench::{chaos, flows, http, idle, scale, sessions, tcp, veth, xdp};
 use clap::{Parser, Subcommand};
 
 /// Measures the balancer.
@@ -42,6 +42,16 @@ enum What {
     HttpChaos,
     /// Ten thousand idle connections and a thousand slow clients of the web tier.
     HttpIdle,
+    /// Sessions that nodes keep together: writes, their cost from 2 to 16 nodes, how late
+    /// they are seen, memory, and a million to a node that joins.
+    Sessions {
+        /// Only this part.
+        #[arg(long, value_enum)]
+        part: Option<sessions::Part>,
+        /// Numbers of nodes whose cost per write is measured.
+        #[arg(long, value_delimiter = ',', default_values_t = sessions::NODES)]
+        nodes: Vec<usize>,
+    },
     /// A thousand frontends and ten thousand backends: time until a verdict holds.
     Scale,
 }
@@ -67,6 +77,7 @@ fn main() -> Result<()> {
         What::HttpChaos => chaos::run(&mut report, quick)?,
         What::HttpIdle => idle::run(&mut report, quick)?,
         What::Flows => flows::run(&mut report)?,
+        What::Sessions { part, nodes } => sessions::run(&mut report, quick, part, &nodes)?,
         What::Scale => scale::run(&mut report)?,
     }
     let missed = report.missed();
