@@ -19,8 +19,8 @@ use super::types::{Expect, GroupId, Op, Outcome, Session, Time};
 /// Requests that wait for the store's task.
 pub const QUEUE: usize = 32_768;
 
-/// A session's id as the store has it.
-pub type Id = SmallVec<[u8; 24]>;
+/// A session's id as the store has it. Those of Tomcat, with a route, need no allocation.
+pub type Id = SmallVec<[u8; 48]>;
 
 /// A look at the store.
 pub(super) type Look = Box<dyn FnOnce(&Store, Time) + Send>;
