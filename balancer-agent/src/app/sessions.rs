@@ -1,7 +1,11 @@
 //! The session store of a configuration, and the way to its peers.
 
+use std::thread::JoinHandle;
+
 use anyhow::Context;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::cluster::{self, Cluster, Events, Initial};
@@ -25,6 +29,53 @@ pub(super) fn initial(config: &Config) -> Initial {
     }
 }
 
+/// One thread for the links to other nodes and the session store. Whatever a message sets
+/// going happens there, one thing after the other: no other thread has to be woken for it,
+/// and what comes from several nodes at once is answered together. Membership runs
+/// elsewhere: an operator's look at every session must not look like a death.
+pub(super) struct LinkThread {
+    handle: Handle,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl LinkThread {
+    /// Starts it, if there is a use for it.
+    pub fn start(config: &Config) -> anyhow::Result<Option<Self>> {
+        if config.cluster.is_none() && config.sessions.is_none() {
+            return Ok(None);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime of links and sessions")?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("sessions".into());
+        let thread = thread.spawn(move || {
+            // Also when the other end is dropped, in whatever way.
+            let _ = runtime.block_on(stopped);
+        });
+        Ok(Some(Self {
+            handle,
+            stop,
+            thread: thread.context("cannot start the thread of links and sessions")?,
+        }))
+    }
+
+    /// For tasks that shall run there.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Ends what still runs there.
+    pub fn end(self) {
+        drop(self.stop);
+        // A task that failed has said so itself.
+        let _ = self.thread.join();
+    }
+}
+
 /// A node that keeps sessions and does nothing else: cluster, links and store of an agent,
 /// without its web tier and kernel side. For benchmarks, which put load on the store itself.
 pub struct SessionNode {
@@ -33,11 +84,12 @@ pub struct SessionNode {
     /// The links.
     pub cluster: Cluster,
     tasks: JoinSet<()>,
+    thread: LinkThread,
 }
 
 impl SessionNode {
-    /// Starts one by an agent's configuration, on the runtime that it is called on: see
-    /// [`super::runtime`].
+    /// Starts one by an agent's configuration, on the runtime that it is called on (see
+    /// [`super::runtime`]) and a thread of its own.
     ///
     /// # Errors
     /// There is no `[cluster]` or no group, or an agent would not start with it either.
@@ -46,13 +98,15 @@ impl SessionNode {
         let model = config.sessions.as_ref().context("there is no [session]")?;
         let (cluster, events, driver) = Cluster::bind(of, initial(config))?;
         let (sessions, task) = open(config, model, Some((cluster.clone(), events)))?;
+        let thread = LinkThread::start(config)?.context("there is nothing to do")?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(driver.run());
-        tasks.spawn(task.run(watch));
+        tasks.spawn(driver.links_on(thread.handle()).run());
+        tasks.spawn_on(task.run(watch), thread.handle());
         Ok(Self {
             sessions,
             cluster,
             tasks,
+            thread,
         })
     }
 
@@ -60,6 +114,7 @@ impl SessionNode {
     pub async fn end(mut self) {
         self.cluster.leave().await;
         self.tasks.shutdown().await;
+        self.thread.end();
     }
 }
 
