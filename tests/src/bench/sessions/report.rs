@@ -11,8 +11,8 @@ pub struct Cost {
     pub nodes: usize,
     /// Where it begins.
     pub at: Where,
-    /// At a rate; otherwise flat out.
-    pub paced: bool,
+    /// Few a second; otherwise flat out.
+    pub sparse: bool,
     /// What all nodes use each second without writes. It has been subtracted.
     pub idle: Sums,
     /// For each write, on all nodes together.
@@ -29,9 +29,9 @@ fn begins(at: Where) -> &'static str {
     }
 }
 
-fn load(paced: bool) -> &'static str {
-    match paced {
-        true => "at a rate",
+fn load(sparse: bool) -> &'static str {
+    match sparse {
+        true => "sparse",
         false => "flat out",
     }
 }
@@ -62,7 +62,7 @@ pub fn cost_table(costs: &[Cost]) -> Table {
         let each = &cost.each;
         table.add_row([
             cost.nodes.to_string(),
-            load(cost.paced).into(),
+            load(cost.sparse).into(),
             begins(cost.at).into(),
             format!("{:.0}", cost.rate),
             format!("{:.2}", each.forwards),
@@ -81,12 +81,12 @@ pub fn cost_table(costs: &[Cost]) -> Table {
 /// Each number of nodes against the least.
 pub fn cost_figures(costs: &[Cost]) -> Vec<Figure> {
     let mut figures = Vec::new();
-    for paced in [false, true] {
+    for sparse in [false, true] {
         for at in [Where::Primary, Where::Elsewhere, Where::Any] {
             let of = |what: fn(&Sums) -> f64, unit| {
-                let some = costs.iter().filter(|c| c.paced == paced && c.at == at);
+                let some = costs.iter().filter(|c| c.sparse == sparse && c.at == at);
                 some.map(|cost| {
-                    let name = format!("{}, {}, {} nodes", load(paced), begins(at), cost.nodes);
+                    let name = format!("{}, {}, {} nodes", load(sparse), begins(at), cost.nodes);
                     let value = what(&cost.each);
                     Figure::new(name, value, value, unit)
                 })
