@@ -32,9 +32,23 @@ pub fn monotonic() -> Result<u64> {
     Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
-/// How late writes that carry their time become visible on this node.
+/// How late writes that carry their time become visible on this node: when each was
+/// issued, and how long that is ago.
 #[derive(Clone, Default)]
-struct Lag(Arc<Mutex<Vec<u64>>>);
+struct Lag(Arc<Mutex<Vec<(u64, u64)>>>);
+
+impl Lag {
+    /// Those so far. A forwarded write whose answer is late is done again, and seen again:
+    /// the first time counts.
+    fn take(&self) -> Vec<u64> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = std::mem::take(&mut *kept);
+        drop(kept);
+        seen.sort_unstable();
+        seen.dedup_by_key(|(sent, _)| *sent);
+        seen.into_iter().map(|(_, late)| late).collect()
+    }
+}
 
 impl Watch for Lag {
     fn changed(&self, change: &Change) {
@@ -43,7 +57,7 @@ impl Watch for Lag {
         };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < KEPT {
-            kept.push(now.saturating_sub(sent));
+            kept.push((sent, now.saturating_sub(sent)));
         }
     }
 }
@@ -74,11 +88,7 @@ pub fn run(path: &Path) -> Result<()> {
                 let ready = prepared.as_ref().context("no load was prepared")?;
                 serde_json::to_string(&ready.run(&node.sessions, runtime.handle())?)?
             }
-            Order::Lag => {
-                let kept =
-                    std::mem::take(&mut *lag.0.lock().unwrap_or_else(PoisonError::into_inner));
-                serde_json::to_string(&Times::of(kept))?
-            }
+            Order::Lag => serde_json::to_string(&Times::of(lag.take()))?,
             Order::Memory { id } => serde_json::to_string(&memory::measure(id)?)?,
         };
         println!("{answer}");
