@@ -331,10 +331,8 @@ impl<N: Network> Driver<N> {
 
     /// A write waits no more.
     fn forget(&mut self, waiting: &Waiting) {
-        if waiting.again.is_some() {
-            if self.last.get(&waiting.hash) == Some(&waiting.number) {
-                self.last.remove(&waiting.hash);
-            }
+        if waiting.again.is_some() && self.last.get(&waiting.hash) == Some(&waiting.number) {
+            self.last.remove(&waiting.hash);
         }
     }
 
