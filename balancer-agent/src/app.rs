@@ -9,7 +9,7 @@
 //! events, half-open flows +                          +--> signs --> checks
 //!
 //! verdicts, file, operators --> web tier (a thread per core)
-//! other nodes <--> cluster <--> session store <--> web tier
+//! other nodes <--> cluster <--> session store (one thread, with the links) <--> web tier
 //!                                     +--> disk (a thread)
 //! ```
 //!
@@ -20,7 +20,7 @@
 
 mod ready;
 mod reload;
-mod sessions;
+pub mod sessions;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -55,6 +56,7 @@ use crate::steering::view::{World, health_in, hops_in};
 use crate::steering::{Input, Setup, SteeringError, SteeringHandle, Worker};
 use ready::Ready;
 use reload::Reloader;
+use sessions::LinkThread;
 
 pub use ready::check;
 
@@ -62,7 +64,7 @@ pub use ready::check;
 const HOPS_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause before netlink is opened again after it broke.
 const HOPS_PAUSE: Duration = Duration::from_secs(1);
-/// Threads for checks, netlink and operators; the rest has threads of its own.
+/// Threads for checks, netlink, membership and operators; the rest has threads of its own.
 const RUNTIME_THREADS: usize = 2;
 /// How long what still runs at the end may take.
 const END: Duration = Duration::from_secs(1);
@@ -80,14 +82,22 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         tracing::warn!("{}", ready.warnings);
     }
     check_rights(&ready.config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(RUNTIME_THREADS)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = runtime()?;
     let result = runtime.block_on(serve(path, ready));
     runtime.shutdown_timeout(END);
     result
+}
+
+/// The runtime of an agent, for all but the web tier.
+///
+/// # Errors
+/// The system has no threads for it.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
 }
 
 async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
@@ -116,9 +126,13 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
     let kernel = open_kernel(&config)?;
 
     let mut tasks = JoinSet::new();
+    let link_thread = LinkThread::start(&config)?;
+    let on_links = link_thread
+        .as_ref()
+        .map_or_else(Handle::current, |thread| thread.handle().clone());
     let (cluster, links) = match cluster {
         Some((cluster, events, driver)) => {
-            tasks.spawn(driver.run());
+            tasks.spawn(driver.links_on(&on_links).run());
             (Some(cluster.clone()), Some((cluster, events)))
         }
         None => (None, None),
@@ -157,7 +171,7 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
     let proxy = Proxy::start(web, &seeds, &words, session_store.clone())
         .context("cannot start the threads of the web tier")?;
     if let Some(task) = store_task {
-        tasks.spawn(task.run(proxy.clone()));
+        tasks.spawn_on(task.run(proxy.clone()), &on_links);
     }
     let mut world = World::new(Arc::clone(&config), overrides, &seeds, old_hops);
     world.set_hops(first_hops(seen_hops.clone()).await);
@@ -261,6 +275,9 @@ async fn serve(path: &Path, ready: Ready) -> anyhow::Result<()> {
     }
     // The socket goes with its task.
     tasks.shutdown().await;
+    if let Some(thread) = link_thread {
+        thread.end();
+    }
     let _ = steering.tell(Input::Stop);
     threads.join();
     match kernel {

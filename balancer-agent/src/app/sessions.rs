@@ -1,7 +1,12 @@
 //! The session store of a configuration, and the way to its peers.
 
+use std::thread::JoinHandle;
+
 use anyhow::Context;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::cluster::{self, Cluster, Events, Initial};
 use crate::model::session::{SessionGroup, SessionManager, Sessions as Model};
@@ -26,6 +31,102 @@ pub(super) fn initial(config: &Config) -> Initial {
             syncing: true,
             about: driver::about(sessions.groups.iter().map(|group| &*group.name)),
         },
+    }
+}
+
+/// One thread for the links to other nodes and the session store. Whatever a message sets
+/// going happens there, one thing after the other: no other thread has to be woken for it,
+/// and what comes from several nodes at once is answered together. Membership runs
+/// elsewhere: an operator's look at every session must not look like a death.
+pub(super) struct LinkThread {
+    handle: Handle,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl LinkThread {
+    /// Starts it, if there is a use for it.
+    pub fn start(config: &Config) -> anyhow::Result<Option<Self>> {
+        if config.cluster.is_none() && config.sessions.is_none() {
+            return Ok(None);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime of links and sessions")?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("sessions".into());
+        let thread = thread.spawn(move || {
+            // Also when the other end is dropped, in whatever way.
+            let _ = runtime.block_on(stopped);
+        });
+        Ok(Some(Self {
+            handle,
+            stop,
+            thread: thread.context("cannot start the thread of links and sessions")?,
+        }))
+    }
+
+    /// For tasks that shall run there.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Ends what still runs there.
+    pub fn end(self) {
+        drop(self.stop);
+        // A task that failed has said so itself.
+        let _ = self.thread.join();
+    }
+}
+
+/// A node that keeps sessions and does nothing else: cluster, links and store of an agent,
+/// without its web tier and kernel side. For benchmarks, which put load on the store itself.
+pub struct SessionNode {
+    /// The store.
+    pub sessions: Sessions,
+    /// The links.
+    pub cluster: Cluster,
+    tasks: JoinSet<()>,
+    thread: LinkThread,
+    disk: Option<JoinHandle<()>>,
+}
+
+impl SessionNode {
+    /// Starts one by an agent's configuration, on the runtime that it is called on (see
+    /// [`super::runtime`]) and a thread of its own.
+    ///
+    /// # Errors
+    /// There is no `[cluster]` or no group, or an agent would not start with it either.
+    pub fn start(config: &Config, watch: impl Watch + Sync) -> anyhow::Result<Self> {
+        let of = config.cluster.as_ref().context("there is no [cluster]")?;
+        let mut store = prepare(config)?.context("there is no [session]")?;
+        let disk = store.take_thread();
+        let (cluster, events, driver) = Cluster::bind(of, initial(config))?;
+        let (sessions, task) = connect(store, Some((cluster.clone(), events)))?;
+        let thread = LinkThread::start(config)?.context("there is nothing to do")?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(driver.links_on(thread.handle()).run());
+        tasks.spawn_on(task.run(watch), thread.handle());
+        Ok(Self {
+            sessions,
+            cluster,
+            tasks,
+            thread,
+            disk,
+        })
+    }
+
+    /// Says goodbye to the others, writes what is left to disk, and ends.
+    pub async fn end(mut self) {
+        self.cluster.leave().await;
+        self.tasks.shutdown().await;
+        self.thread.end();
+        if let Some(disk) = self.disk {
+            // A thread that failed has said so itself.
+            let _ = disk.join();
+        }
     }
 }
 

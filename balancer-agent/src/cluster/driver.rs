@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
@@ -57,6 +58,8 @@ pub struct Driver {
     context: Context,
     peers: BTreeMap<NodeId, Slot>,
     tasks: JoinSet<()>,
+    /// Where links and their handshakes run.
+    links_on: Handle,
     handshakes: Arc<Semaphore>,
     handshakes_elsewhere: Arc<Semaphore>,
     proven: mpsc::Sender<Proven>,
@@ -157,6 +160,7 @@ pub(super) fn bind(
         context,
         peers: BTreeMap::new(),
         tasks: JoinSet::new(),
+        links_on: Handle::current(),
         handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
         handshakes_elsewhere: Arc::new(Semaphore::new(HANDSHAKES_ELSEWHERE)),
         proven,
@@ -202,6 +206,14 @@ fn settings(config: &config::Cluster) -> Settings {
 }
 
 impl Driver {
+    /// Has the links run on another runtime than the one that [`Cluster::bind`] was called
+    /// on: on that of those who talk over them, best.
+    #[must_use]
+    pub fn links_on(mut self, runtime: &Handle) -> Self {
+        self.links_on = runtime.clone();
+        self
+    }
+
     /// Until the node leaves.
     pub async fn run(mut self) {
         loop {
@@ -445,7 +457,7 @@ impl Driver {
             accepted: accepted_in,
             stats: Arc::clone(&stats),
         };
-        self.tasks.spawn(peer.run());
+        self.tasks.spawn_on(peer.run(), &self.links_on);
         Slot {
             target,
             accepted,
@@ -454,7 +466,7 @@ impl Driver {
     }
 
     /// Somebody connects: finds out who it is.
-    fn handshake(&mut self, mut stream: TcpStream, from: SocketAddr) {
+    fn handshake(&mut self, stream: TcpStream, from: SocketAddr) {
         Counters::add(&self.counters.connections);
         let from = from.ip().to_canonical();
         let of_member = self
@@ -473,9 +485,11 @@ impl Driver {
         let identity = Arc::clone(&self.identity.borrow());
         let counters = Arc::clone(&self.counters);
         let proven = self.proven.clone();
-        self.tasks.spawn(async move {
+        let task = async move {
             let _permit = permit;
             let meeting = async {
+                // From now on it is this runtime's.
+                let mut stream = TcpStream::from_std(stream.into_std()?)?;
                 stream.set_nodelay(true)?;
                 door.ask(&mut stream, own, identity.incarnation).await?;
                 identity.acceptor.accept(stream).await
@@ -498,7 +512,8 @@ impl Driver {
             };
             // It fails at the end only.
             let _ = proven.send(Proven { node, accepted }).await;
-        });
+        };
+        self.tasks.spawn_on(task, &self.links_on);
     }
 
     /// Gives a connection to the task of its peer, if it is one that should connect.

@@ -37,8 +37,8 @@ use super::{Arrival, ClusterError, Event};
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
 /// From one ping to the next.
 const PING: Duration = Duration::from_secs(1);
-/// A link on which nothing comes in, or goes out, for so long is broken.
-const SILENCE: Duration = Duration::from_secs(10);
+/// A link on which nothing comes in, or goes out, for so many pings is broken.
+const SILENT: u32 = 10;
 /// Pauses between attempts to connect; they double.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -135,9 +135,9 @@ pub(super) enum LinkError {
     Broken(io::Error),
     #[error("closed by the other node")]
     Closed,
-    #[error("nothing came for {SILENCE:?}")]
+    #[error("nothing came for {SILENT} s")]
     Silent,
-    #[error("nothing could be sent for {SILENCE:?}")]
+    #[error("nothing could be sent for {SILENT} s")]
     Stuck,
     #[error("not understood: {0}")]
     Frame(#[from] FrameError),
@@ -363,10 +363,11 @@ struct Link<'a> {
 impl Link<'_> {
     async fn run<S: AsyncRead + AsyncWrite>(&self, stream: S) -> LinkError {
         let (reader, writer) = tokio::io::split(stream);
+        let watch = Liveness::default();
         let ended = tokio::select! {
-            ended = self.read(reader) => ended,
-            ended = self.write(writer) => ended,
-            ended = self.ping() => ended,
+            ended = self.read(reader, &watch) => ended,
+            ended = self.write(writer, &watch) => ended,
+            ended = self.ping(&watch) => ended,
             why = self.queue.refused() => Err(LinkError::Refused(why)),
         };
         match ended {
@@ -375,23 +376,28 @@ impl Link<'_> {
         }
     }
 
-    async fn read(&self, reader: tokio::io::ReadHalf<impl AsyncRead>) -> Result<Never, LinkError> {
+    async fn read(
+        &self,
+        reader: tokio::io::ReadHalf<impl AsyncRead>,
+        watch: &Liveness,
+    ) -> Result<Never, LinkError> {
         tokio::pin!(reader);
         let mut input = BytesMut::with_capacity(READ);
         let mut first = true;
         loop {
             // Gives back the memory of messages that are done with.
             input.reserve(READ / 4);
-            let read = timeout(SILENCE, reader.read_buf(&mut input)).await;
-            let count = match read {
-                Ok(Ok(count)) => count,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
-                Ok(Err(error)) => return Err(LinkError::Broken(error)),
-                Err(_) => return Err(LinkError::Silent),
+            watch.reads.store(true, Relaxed);
+            let count = match reader.read_buf(&mut input).await {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+                Err(error) => return Err(LinkError::Broken(error)),
             };
             if count == 0 {
                 return Err(LinkError::Closed);
             }
+            watch.came.store(true, Relaxed);
+            watch.reads.store(false, Relaxed);
             let mut messages = Vec::new();
             while let Some(frame) = frame::next(&mut input)? {
                 if first {
@@ -423,35 +429,52 @@ impl Link<'_> {
     async fn write(
         &self,
         writer: tokio::io::WriteHalf<impl AsyncWrite>,
+        watch: &Liveness,
     ) -> Result<Never, LinkError> {
         tokio::pin!(writer);
         let mut buffer = BytesMut::new();
         loop {
             let messages;
             (buffer, messages) = self.queue.take(buffer).await;
+            watch.writes.store(true, Relaxed);
             // In parts: one part that goes out is a sign of life.
             for part in buffer.chunks(READ) {
-                let written = timeout(SILENCE, writer.write_all(part)).await;
-                written
-                    .map_err(|_| LinkError::Stuck)?
-                    .map_err(LinkError::Broken)?;
+                writer.write_all(part).await.map_err(LinkError::Broken)?;
+                watch.went.store(true, Relaxed);
             }
-            let flushed = timeout(SILENCE, writer.flush()).await;
-            flushed
-                .map_err(|_| LinkError::Stuck)?
-                .map_err(LinkError::Broken)?;
+            writer.flush().await.map_err(LinkError::Broken)?;
+            watch.went.store(true, Relaxed);
+            watch.writes.store(false, Relaxed);
             self.stats.writes.fetch_add(1, Relaxed);
             self.stats.messages_out.fetch_add(messages as u64, Relaxed);
             self.stats.bytes_out.fetch_add(buffer.len() as u64, Relaxed);
         }
     }
 
-    /// The first ping is at once: it brings the link up at the other side.
-    async fn ping(&self) -> Result<Never, LinkError> {
+    /// The first ping is at once: it brings the link up at the other side. Looks after the
+    /// link by the way, so that reads and writes need no timers of their own.
+    async fn ping(&self, watch: &Liveness) -> Result<Never, LinkError> {
+        // Counted in pings, not in time: a process that was stopped has not listened.
+        let (mut silent, mut stuck) = (0, 0);
         loop {
             let now = self.microseconds();
             self.queue.control(|out| frame::put_ping(out, now));
             sleep(PING).await;
+            // While what was read finds no room, nothing can be said of the other side.
+            silent = match watch.came.swap(false, Relaxed) || !watch.reads.load(Relaxed) {
+                true => 0,
+                false => silent + 1,
+            };
+            stuck = match watch.went.swap(false, Relaxed) || !watch.writes.load(Relaxed) {
+                true => 0,
+                false => stuck + 1,
+            };
+            if silent >= SILENT {
+                return Err(LinkError::Silent);
+            }
+            if stuck >= SILENT {
+                return Err(LinkError::Stuck);
+            }
         }
     }
 
@@ -494,6 +517,15 @@ impl Link<'_> {
     fn microseconds(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
+}
+
+/// Signs of life of a link since they were last asked for, and what it is at.
+#[derive(Default)]
+struct Liveness {
+    came: AtomicBool,
+    went: AtomicBool,
+    reads: AtomicBool,
+    writes: AtomicBool,
 }
 
 /// What a loop without an end comes to.

@@ -82,6 +82,8 @@ pub struct Counters {
     pub frames_sent: u64,
     /// Bytes of these.
     pub bytes_sent: u64,
+    /// Records put into frames: the messages of the protocol.
+    pub records_sent: u64,
     /// Frames taken in.
     pub frames_received: u64,
     /// Frames ignored because they belong to another life of a node.

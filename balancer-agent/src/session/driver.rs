@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub use super::network::{Alone, Event, Network, Peers, Refused, about};
 
 /// Commands, and events, that are taken in one go.
 const BATCH: usize = 64;
+/// So often more is looked for before what there is to send goes out.
+const TURNS: usize = 8;
 /// Pause before a frame that found the queue to a peer full is offered again.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
 /// Pause before a write that could not be done is tried again.
@@ -106,6 +109,8 @@ impl Watch for () {
 struct Waiting {
     group: GroupId,
     id: Id,
+    /// Of group and id.
+    hash: u64,
     /// To be done again if it could not be done; nothing for reads.
     again: Option<Op>,
     /// Counts the writes: only the last one to a session is done again.
@@ -126,8 +131,10 @@ pub struct Driver<N> {
     commands: mpsc::Receiver<Command>,
     waiting: HashMap<u64, Waiting>,
     next_token: u64,
-    /// The last write to each session that has a write waiting.
-    last: HashMap<(GroupId, Id), u64>,
+    /// The last write to each session that has a write waiting, by the hash of group and
+    /// id: two sessions of one hash, which would be a wonder, cost a write its second try.
+    last: HashMap<u64, u64>,
+    hashes: RandomState,
     next_number: u64,
     /// Writes that wait until the store serves, or for another try.
     parked: VecDeque<Waiting>,
@@ -280,6 +287,7 @@ impl Prepared {
             waiting: HashMap::new(),
             next_token: 0,
             last: HashMap::new(),
+            hashes: RandomState::new(),
             next_number: 0,
             parked: VecDeque::new(),
             parked_until: None,
@@ -317,32 +325,68 @@ impl<N: Network> Driver<N> {
     /// Works for ever; whoever runs it ends it.
     pub async fn run(mut self, watch: impl Watch) {
         let mut batch = Vec::with_capacity(BATCH);
+        // One timer for all times: made anew for each turn, it would cost more than most
+        // turns do.
+        let alarm = sleep_until(self.started);
+        tokio::pin!(alarm);
         loop {
             self.settle(&watch).await;
             let wake = self.wake();
+            if wake < alarm.deadline() || alarm.is_elapsed() {
+                alarm.as_mut().reset(wake);
+            }
             tokio::select! {
                 taken = self.commands.recv_many(&mut batch, BATCH) => {
                     if taken == 0 {
                         // Cannot be: this task has a handle itself.
                         return;
                     }
-                    for command in batch.drain(..) {
-                        self.command(command);
-                        self.tell_changes(&watch);
-                    }
+                    self.do_commands(&mut batch, &watch);
                 }
                 event = self.network.event() => {
                     self.event(event);
                     self.tell_changes(&watch);
-                    for _ in 1..BATCH {
-                        let Some(event) = self.network.try_event() else { break };
-                        self.event(event);
-                        self.tell_changes(&watch);
-                    }
                 }
                 report = report(&mut self.disk) => self.reported(report),
-                () = sleep_until(wake) => self.tick(),
+                // Perhaps earlier than need be: the timer was set for something that has
+                // come to its end.
+                () = alarm.as_mut() => self.tick(),
             }
+            self.gather(&mut batch, &watch).await;
+        }
+    }
+
+    /// Takes in what else has come, so that the answers share frames: a frame costs as much
+    /// as ten messages in it. Nothing waits for what is not there yet.
+    async fn gather(&mut self, batch: &mut Vec<Command>, watch: &impl Watch) {
+        for _ in 0..TURNS {
+            // The tasks of links have their turn: what they have read comes to the queue.
+            tokio::task::yield_now().await;
+            let mut taken = 0;
+            while taken < BATCH
+                && let Some(event) = self.network.try_event()
+            {
+                taken += 1;
+                self.event(event);
+                self.tell_changes(watch);
+            }
+            while batch.len() < BATCH
+                && let Ok(command) = self.commands.try_recv()
+            {
+                batch.push(command);
+            }
+            taken += batch.len();
+            self.do_commands(batch, watch);
+            if taken == 0 {
+                return;
+            }
+        }
+    }
+
+    fn do_commands(&mut self, batch: &mut Vec<Command>, watch: &impl Watch) {
+        for command in batch.drain(..) {
+            self.command(command);
+            self.tell_changes(watch);
         }
     }
 
@@ -419,13 +463,15 @@ impl<N: Network> Driver<N> {
                 done,
             } => {
                 let read = matches!(op, Op::Get { .. } | Op::Touch);
+                let hash = self.hashes.hash_one((group, &*id));
                 if !read {
                     self.next_number += 1;
-                    self.last.insert((group, id.clone()), self.next_number);
+                    self.last.insert(hash, self.next_number);
                 }
                 let waiting = Waiting {
                     group,
                     id,
+                    hash,
                     again: (!read).then(|| op.clone()),
                     number: self.next_number,
                     tries: 0,
@@ -467,17 +513,13 @@ impl<N: Network> Driver<N> {
 
     /// A write waits no more.
     fn forget(&mut self, waiting: &Waiting) {
-        if waiting.again.is_some() {
-            let key = (waiting.group, waiting.id.clone());
-            if self.last.get(&key) == Some(&waiting.number) {
-                self.last.remove(&key);
-            }
+        if waiting.again.is_some() && self.last.get(&waiting.hash) == Some(&waiting.number) {
+            self.last.remove(&waiting.hash);
         }
     }
 
     fn superseded(&self, waiting: &Waiting) -> bool {
-        let last = self.last.get(&(waiting.group, waiting.id.clone()));
-        last != Some(&waiting.number)
+        self.last.get(&waiting.hash) != Some(&waiting.number)
     }
 
     fn fail(&mut self, waiting: Waiting, outcome: Outcome) {

@@ -212,6 +212,7 @@ impl Store {
             return self.finish(&pending, End::Done(version, copies, false));
         }
         pending.deadline = self.now.plus(self.config.timing.sync);
+        pending.resent = 0;
         pending.stage = Stage::Copies {
             version,
             waiting: SmallVec::new(),

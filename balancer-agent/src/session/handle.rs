@@ -24,8 +24,8 @@ pub const QUEUE: usize = 32_768;
 /// look for a session: it needs a moment for its peers, and clients come at once.
 const STARTING: Duration = Duration::from_secs(10);
 
-/// A session's id as the store has it.
-pub type Id = SmallVec<[u8; 24]>;
+/// A session's id as the store has it. Those of Tomcat, with a route, need no allocation.
+pub type Id = SmallVec<[u8; 48]>;
 
 /// A look at the store.
 pub(super) type Look = Box<dyn FnOnce(&Store, Time) + Send>;

@@ -29,6 +29,11 @@ pub struct Standing {
 }
 
 impl Store {
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.config.node
+    }
+
     /// This node's copy of a session, as it is, without asking anyone.
     pub fn peek(&self, group: GroupId, id: &[u8], now: Time) -> Option<Session> {
         let group = self.groups.get(usize::from(group.0))?;

@@ -54,6 +54,8 @@ pub(super) struct Pending {
     /// Do it here even if another node would be preferred.
     pub forced: bool,
     pub wake: Time,
+    /// How often its messages have been sent again.
+    pub resent: u32,
 }
 
 /// What it waits for.
@@ -73,6 +75,9 @@ pub(super) enum Stage {
         disk: Option<u64>,
     },
 }
+
+/// The wait for an answer doubles as often as this.
+const MOST_DOUBLINGS: u32 = 3;
 
 fn invalid(id: &[u8], op: &Op, most_data: usize) -> Option<&'static str> {
     if !(MIN_ID..=MAX_ID).contains(&id.len()) {
@@ -136,6 +141,7 @@ impl Store {
             asked: asked.signed(),
             forced: false,
             wake: deadline,
+            resent: 0,
         };
         if self.decides_here(&pending) {
             self.coordinate(pending);
@@ -177,8 +183,15 @@ impl Store {
         self.counters.gathers += 1;
         let waiting = missing.iter().map(|index| group.members[index]).collect();
         pending.stage = Stage::Gather { waiting };
-        let number = self.park(pending, self.config.timing.retry);
+        let wait = self.patience(pending.resent);
+        let number = self.park(pending, wait);
         self.ask_again(number);
+    }
+
+    /// How long to wait for an answer to a message that was sent so often again. Longer and
+    /// longer: a node that is slow because it has too much to do must not be given more.
+    fn patience(&self, resent: u32) -> u64 {
+        self.config.timing.retry << resent.min(MOST_DOUBLINGS)
     }
 
     /// Puts an operation aside until something happens, at the latest after `wait`.
@@ -336,7 +349,8 @@ impl Store {
             pending.stamped = Some((pending.issued, self.writer));
         }
         pending.stage = Stage::Forward { to, tries };
-        let number = self.park(pending, self.config.timing.retry);
+        let wait = self.patience(pending.resent);
+        let number = self.park(pending, wait);
         self.send_forward(number);
     }
 
@@ -429,6 +443,7 @@ impl Store {
             op,
             forced: true,
             wake: deadline,
+            resent: 0,
         });
     }
 
@@ -505,11 +520,14 @@ impl Store {
 
     /// An operation of this node, or of a peer, whose time has come.
     pub(super) fn wake_op(&mut self, number: u64) {
-        let Some(pending) = self.ops.get(&number) else {
+        let Some(pending) = self.ops.get_mut(&number) else {
             return;
         };
         if self.now < pending.deadline {
-            self.set_wake(number, self.config.timing.retry);
+            pending.resent += 1;
+            let resent = pending.resent;
+            let wait = self.patience(resent);
+            self.set_wake(number, wait);
             match self.ops[&number].stage {
                 Stage::Gather { .. } => self.review_gather(number, false),
                 Stage::Copies { .. } => self.review_copies(number, true),

@@ -485,7 +485,9 @@ pub(super) fn push(
         return false;
     };
     let taken = peer.push(record, &config.limits);
-    if !taken {
+    if taken {
+        counters.records_sent += 1;
+    } else {
         counters.outbox_full += 1;
         peer.missed = true;
     }

@@ -20,6 +20,8 @@ pub enum Target {
     Within(f64),
     /// At most this value, whatever the reference.
     Below(f64),
+    /// At least this value, whatever the reference.
+    Least(f64),
 }
 
 /// One measured number.
@@ -105,6 +107,7 @@ impl Figure {
             Target::AtLeast(times) => (format!(">= {times} x"), ratio >= times),
             Target::Within(most) => (format!("<= +{most} {}", self.unit), more <= most),
             Target::Below(most) => (format!("<= {most} {}", self.unit), self.value <= most),
+            Target::Least(least) => (format!(">= {least} {}", self.unit), self.value >= least),
         };
         self.target = Some(words);
         self.met = Some(met);
@@ -217,6 +220,7 @@ mod tests {
         assert_eq!(judge(160.0, Target::Within(60.0)), Some(true));
         assert_eq!(judge(161.0, Target::Within(60.0)), Some(false));
         assert_eq!(judge(9.0, Target::Below(10.0)), Some(true));
+        assert_eq!(judge(9.0, Target::Least(10.0)), Some(false));
         assert_eq!(floor.met, None);
     }
 }

@@ -14,6 +14,7 @@ pub mod rig;
 pub mod rivals;
 pub mod scale;
 pub mod session_faults;
+pub mod sessions;
 pub mod tcp;
 pub mod veth;
 pub mod world;

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use balancer_tests::bench::figure::Report;
-use balancer_tests::bench::{chaos, flows, http, idle, scale, session_faults, tcp, veth, xdp};
+use balancer_tests::bench::{
+    chaos, flows, http, idle, scale, session_faults, sessions, tcp, veth, xdp,
+};
 use clap::{Parser, Subcommand};
 
 /// Measures the balancer.
@@ -49,6 +51,16 @@ enum What {
         #[arg(long)]
         seconds: Option<u64>,
     },
+    /// Sessions that nodes keep together: writes, their cost from 2 to 16 nodes, how late
+    /// they are seen, memory, and a million to a node that joins.
+    Sessions {
+        /// Only this part.
+        #[arg(long, value_enum)]
+        part: Option<sessions::Part>,
+        /// Numbers of nodes whose cost per write is measured.
+        #[arg(long, value_delimiter = ',', default_values_t = sessions::NODES)]
+        nodes: Vec<usize>,
+    },
     /// A thousand frontends and ten thousand backends: time until a verdict holds.
     Scale,
 }
@@ -75,6 +87,7 @@ fn main() -> Result<()> {
         What::HttpIdle => idle::run(&mut report, quick)?,
         What::SessionFaults { seconds } => session_faults::run(&mut report, quick, seconds)?,
         What::Flows => flows::run(&mut report)?,
+        What::Sessions { part, nodes } => sessions::run(&mut report, quick, part, &nodes)?,
         What::Scale => scale::run(&mut report)?,
     }
     let missed = report.missed();

@@ -65,6 +65,11 @@ pub fn resident(pids: &[u32]) -> u64 {
     pids.iter().map(of).sum()
 }
 
+/// The most resident memory that a process ever had, in bytes.
+pub fn resident_most(pid: u32) -> u64 {
+    status(pid, "VmHWM:").unwrap_or(0)
+}
+
 /// Proportional memory of these processes in bytes: a page that several share counts once.
 pub fn proportional(pids: &[u32]) -> u64 {
     let of = |pid: &u32| {
@@ -99,6 +104,7 @@ mod tests {
         let pid = std::process::id();
         assert!(family(pid).contains(&pid));
         assert!(resident(&[pid]) > 1 << 20);
+        assert!(resident_most(pid) >= 1 << 20);
         assert!(proportional(&[pid]) > 1 << 18);
         assert!(files(pid) >= 3);
         let before = run_seconds(&[pid]);

@@ -61,6 +61,7 @@ fn steered(name: &str, health: Health, flows: u32) -> BackendStatus {
         requests_in_flight: 0,
         sessions: None,
         last_session_ends_ms: None,
+        sessions_unheard: Vec::new(),
         traffic: TrafficStatus {
             packets_in: u64::from(flows),
             bytes_in: 100,
