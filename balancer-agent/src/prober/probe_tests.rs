@@ -188,10 +188,8 @@ async fn cping(timeout: Duration, answer: &'static [&'static [u8]]) -> Report {
 
 #[tokio::test]
 async fn ajp_asks_for_cpong() {
-    for answer in [
-        &[b"AB\0\x01\x09".as_slice()][..],
-        &[b"A", b"B\0", b"\x01\x09"],
-    ] {
+    let right: [&'static [&'static [u8]]; 2] = [&[b"AB\0\x01\x09"], &[b"A", b"B\0", b"\x01\x09"]];
+    for answer in right {
         let report = cping(LONG, answer).await;
         assert_eq!(report.outcome, Outcome::Success, "{report:?}");
         assert_eq!(&*report.text, "answers CPING");

@@ -87,8 +87,8 @@ const REQUEST_HEADERS: [&str; 14] = [
 
 /// The code of a request's header by its name in lower case.
 pub fn request_header(name: &[u8]) -> Option<u16> {
-    let known = |known: &&str| known.as_bytes() == name;
-    let place = REQUEST_HEADERS.iter().position(|name| known(&name))?;
+    let mut known = REQUEST_HEADERS.iter();
+    let place = known.position(|known| known.as_bytes() == name)?;
     Some(coded(place))
 }
 
