@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer_agent::session::handle::{Held, Sessions};
+use balancer_agent::session::handle::{Held, Kept, Sessions};
 use balancer_agent::session::{Expect, GroupId, Op, Outcome};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -161,7 +161,7 @@ fn paced(
         };
         let (times, acknowledged) = (Arc::clone(&times), Arc::clone(&acknowledged));
         let wait = async move {
-            if held.wait().await {
+            if is_whole(held.wait().await) {
                 acknowledged.fetch_add(1, Relaxed);
                 let took = monotonic().unwrap_or(sent) - sent;
                 times
@@ -211,11 +211,11 @@ async fn flat_out(load: &Load, sessions: &Sessions, group: GroupId, ids: &[Id]) 
         }
         // They end about in this order: many are done when the first is.
         for held in waiting.drain(..load.window.div_ceil(8)) {
-            loaded.acknowledged += u64::from(held.wait().await);
+            loaded.acknowledged += u64::from(is_whole(held.wait().await));
         }
     }
     for held in waiting {
-        loaded.acknowledged += u64::from(held.wait().await);
+        loaded.acknowledged += u64::from(is_whole(held.wait().await));
     }
     loaded.seconds = begin.elapsed().as_secs_f64();
     Ok(loaded)
@@ -262,6 +262,11 @@ async fn flat_out_async(
     }
     loaded.seconds = begin.elapsed().as_secs_f64();
     Ok(loaded)
+}
+
+/// Whether all that should have a write have it.
+fn is_whole(kept: Kept) -> bool {
+    matches!(kept, Kept::All(_))
 }
 
 #[cfg(test)]
