@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::raw;
 use crate::netns::Netns;
-use crate::process::{BOUND, Process, wait_until};
+use crate::process::{Process, wait_until};
 
 /// Debian's package `tomcat10-common`.
 const HOME: &str = "/usr/share/tomcat10";
