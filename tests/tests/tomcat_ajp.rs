@@ -352,6 +352,7 @@ fn sessions_stay_and_a_drain_is_told() {
         ajp: 8010,
         http: 8082,
         packet_size: 65_536,
+        ..Setup::default()
     };
     let _first = Tomcat::start(&ns, Setup::default());
     let other = Tomcat::start(&ns, second);

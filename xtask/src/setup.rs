@@ -31,7 +31,7 @@ const COMPILER: [&str; 5] = [
 ];
 
 /// A program that tests or builds call, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("c++", "build-essential"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -43,20 +43,28 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("nginx", "nginx"),
     ("wrk", "wrk"),
     ("h2load", "nghttp2-client"),
+    ("apache2", "apache2"),
     ("java", "default-jre-headless"),
 ];
 
-/// A file that tests need, what it stands for, and the Debian package that has it. Of
-/// Tomcat the package without the daemon.
-const FILES: [(&str, &str, &str); 1] = [(
-    "/usr/share/tomcat10/bin/bootstrap.jar",
-    "Tomcat",
-    "tomcat10-common",
-)];
+/// A file that tests or benchmarks need, what it stands for, and the Debian package that
+/// has it. Of Tomcat the package without the daemon.
+const FILES: [(&str, &str, &str); 2] = [
+    (
+        "/usr/share/tomcat10/bin/bootstrap.jar",
+        "Tomcat",
+        "tomcat10-common",
+    ),
+    (
+        "/usr/lib/apache2/modules/mod_jk.so",
+        "mod_jk",
+        "libapache2-mod-jk",
+    ),
+];
 
 /// Packages whose daemon Debian starts when it installs them, and at every boot; here they
 /// are only programs for tests and benchmarks.
-const DAEMONS: [&str; 2] = ["haproxy", "nginx"];
+const DAEMONS: [&str; 3] = ["apache2", "haproxy", "nginx"];
 /// What Debian asks before it starts a daemon.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 

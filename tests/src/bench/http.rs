@@ -22,7 +22,7 @@ use crate::http::proc;
 use crate::netns::Netns;
 
 /// Connections at any time.
-const CONNECTIONS: usize = 64;
+pub(super) const CONNECTIONS: usize = 64;
 
 /// How requests come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,20 +41,38 @@ const WAYS: [(Way, &str); 4] = [
 ];
 
 /// What one run showed. Times in milliseconds.
-struct Run {
-    requests: f64,
-    seconds: f64,
-    p50: f64,
-    p99: f64,
+pub(super) struct Run {
+    /// Answered.
+    pub requests: f64,
+    /// In this time.
+    pub seconds: f64,
+    /// Half of them within.
+    pub p50: f64,
+    /// 99 of 100 of them within.
+    pub p99: f64,
 }
 
 /// Samples of one proxy in one way.
 #[derive(Default)]
-struct Series {
-    rate: Samples,
-    cpu: Samples,
-    p50: Samples,
-    p99: Samples,
+pub(super) struct Series {
+    /// Requests per second.
+    pub rate: Samples,
+    /// Seconds of processor time per 100,000 requests.
+    pub cpu: Samples,
+    /// Milliseconds.
+    pub p50: Samples,
+    /// Milliseconds.
+    pub p99: Samples,
+}
+
+impl Series {
+    /// Notes a run that cost so many seconds of processor time.
+    pub fn add(&mut self, run: &Run, cpu: f64) {
+        self.rate.add(run.requests / run.seconds);
+        self.cpu.add(cpu / run.requests * 1e5);
+        self.p50.add(run.p50);
+        self.p99.add(run.p99);
+    }
 }
 
 /// Measures and reports.
@@ -93,11 +111,7 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
                     rival.name
                 );
                 if round > 0 {
-                    let series = all.entry((way, number)).or_default();
-                    series.rate.add(run.requests / run.seconds);
-                    series.cpu.add(cpu / run.requests * 1e5);
-                    series.p50.add(run.p50);
-                    series.p99.add(run.p99);
+                    all.entry((way, number)).or_default().add(&run, cpu);
                 }
             }
         }
@@ -203,8 +217,8 @@ fn memory(report: &mut Report, field: &Field, held: usize) -> Result<()> {
 
 fn once(ns: &Netns, rival: &Rival, way: Way, window: Duration) -> Result<Run> {
     match way {
-        Way::Http1Kept => wrk(ns, rival.http1, window, false),
-        Way::Http1Each => wrk(ns, rival.http1, window, true),
+        Way::Http1Kept => wrk(ns, rival.http1, "/", window, false),
+        Way::Http1Each => wrk(ns, rival.http1, "/", window, true),
         Way::Http2Kept => h2load(ns, rival.http2, window),
         Way::Http2Each => {
             let begin = Instant::now();
@@ -236,7 +250,15 @@ fn output(mut command: Command) -> Result<String> {
     Ok(text)
 }
 
-fn wrk(ns: &Netns, to: SocketAddr, window: Duration, each: bool) -> Result<Run> {
+/// A run of wrk for so long, with [`CONNECTIONS`] at any time; `each` request has one of
+/// its own.
+pub(super) fn wrk(
+    ns: &Netns,
+    to: SocketAddr,
+    path: &str,
+    window: Duration,
+    each: bool,
+) -> Result<Run> {
     // wrk knows whole seconds only; it is stopped by a signal, which it takes as the end.
     let mut command = ns.command("timeout");
     let seconds = window.as_secs_f64();
@@ -246,7 +268,7 @@ fn wrk(ns: &Netns, to: SocketAddr, window: Duration, each: bool) -> Result<Run> 
     if each {
         command.args(["-H", "Connection: close"]);
     }
-    command.arg(format!("http://{to}/"));
+    command.arg(format!("http://{to}{path}"));
     read_wrk(&output(command)?)
 }
 

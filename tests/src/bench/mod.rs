@@ -3,6 +3,7 @@
 //! Nothing here decides over a build: times depend on the machine. A figure whose
 //! packets did not go the way that it names is an error instead.
 
+pub mod ajp;
 pub mod chaos;
 pub mod clock;
 pub mod figure;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use balancer_tests::bench::figure::Report;
 use balancer_tests::bench::{
-    chaos, flows, http, idle, scale, session_faults, sessions, tcp, veth, xdp,
+    ajp, chaos, flows, http, idle, scale, session_faults, sessions, tcp, veth, xdp,
 };
 use clap::{Parser, Subcommand};
 
@@ -40,6 +40,8 @@ enum What {
     Flows,
     /// The web tier beside HAProxy and nginx.
     Http,
+    /// The web tier before a Tomcat by AJP13, beside Apache httpd with mod_jk.
+    Ajp,
     /// A minute of load on the web tier while servers are killed and restarted.
     HttpChaos,
     /// Ten thousand idle connections and a thousand slow clients of the web tier.
@@ -83,6 +85,7 @@ fn main() -> Result<()> {
         What::Veth => veth::run(&mut report, quick)?,
         What::Tcp => tcp::run(&mut report, quick)?,
         What::Http => http::run(&mut report, quick)?,
+        What::Ajp => ajp::run(&mut report, quick)?,
         What::HttpChaos => chaos::run(&mut report, quick)?,
         What::HttpIdle => idle::run(&mut report, quick)?,
         What::SessionFaults { seconds } => session_faults::run(&mut report, quick, seconds)?,

@@ -21,7 +21,11 @@ const HOME: &str = "/usr/share/tomcat10";
 /// Tomcat itself depends on this compiler, for JSP.
 const COMPILER: &str = "/usr/share/java/eclipse-jdt-core.jar";
 /// Java begins slowly, and more slowly on a busy machine.
-const START: Duration = Duration::from_secs(90);
+pub const START: Duration = Duration::from_secs(90);
+/// Java's options for one that is quick to start, rather than quick in the long run.
+pub const QUICK: [&str; 3] = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m"];
+/// For one that is measured: its memory never grows, and is seldom collected.
+const LONG_RUN: [&str; 4] = ["-XX:+UseSerialGC", "-Xms512m", "-Xmx512m", "-Xmn384m"];
 /// What the AJP connector wants to see.
 pub const SECRET: &str = "open sesame, <b>\"please\"</b> & thanks";
 
@@ -36,6 +40,9 @@ pub struct Setup {
     pub http: u16,
     /// Of the AJP connector.
     pub packet_size: usize,
+    /// For measurements: compiled for the long run, with memory and threads to spare.
+    /// Otherwise it is quick to start and small.
+    pub long_run: bool,
 }
 
 impl Default for Setup {
@@ -45,6 +52,7 @@ impl Default for Setup {
             ajp: 8009,
             http: 8081,
             packet_size: 8192,
+            long_run: false,
         }
     }
 }
@@ -59,13 +67,9 @@ impl Tomcat {
     /// Starts one, and waits until both of its connectors listen.
     #[track_caller]
     pub fn start(ns: &Netns, setup: Setup) -> Self {
-        let dir = tempfile::Builder::new().prefix("tomcat-").tempdir();
-        let dir = dir.expect("a directory");
+        let dir = Self::base();
         let base = dir.path();
         let application = base.join("webapps/ROOT/WEB-INF");
-        for part in ["conf", "temp", "logs", "work"] {
-            fs::create_dir_all(base.join(part)).expect("a directory");
-        }
         fs::create_dir_all(application.join("classes")).expect("a directory");
         let escaped = (SECRET.replace('&', "&amp;").replace('"', "&quot;")).replace('<', "&lt;");
         let server = include_str!("tomcat/server.xml")
@@ -73,13 +77,16 @@ impl Tomcat {
             .replace("\"HTTP\"", &format!("\"{}\"", setup.http))
             .replace("\"AJP\"", &format!("\"{}\"", setup.ajp))
             .replace("\"SIZE\"", &format!("\"{}\"", setup.packet_size))
+            .replace(
+                "\"THREADS\"",
+                if setup.long_run { "\"200\"" } else { "\"60\"" },
+            )
             .replace("\"SECRET\"", &format!("\"{escaped}\""))
             .replace("\"ROUTE\"", &format!("\"{}\"", setup.route));
         let write = |name: &str, text: &str| {
             fs::write(base.join(name), text).expect("write a file");
         };
         write("conf/server.xml", &server);
-        write("conf/web.xml", "<web-app/>");
         write(
             "webapps/ROOT/WEB-INF/web.xml",
             include_str!("tomcat/web.xml"),
@@ -87,10 +94,41 @@ impl Tomcat {
         for (name, class) in classes() {
             fs::write(application.join("classes").join(name), class).expect("write a class");
         }
+        let ports = [setup.http, setup.ajp].map(|port| (Ipv4Addr::LOCALHOST, port).into());
+        let options: &[&str] = match setup.long_run {
+            true => &LONG_RUN,
+            false => &QUICK,
+        };
+        Self::launch(ns, dir, options, &ports)
+    }
+
+    /// A `CATALINA_BASE` that has all but its server.xml and applications.
+    #[track_caller]
+    pub fn base() -> TempDir {
+        assert!(
+            Path::new(HOME).exists(),
+            "there is no {HOME}: `cargo xtask setup` installs tomcat10-common"
+        );
+        let dir = tempfile::Builder::new().prefix("tomcat-").tempdir();
+        let dir = dir.expect("a directory");
+        for part in ["conf", "temp", "logs", "work", "lib"] {
+            fs::create_dir_all(dir.path().join(part)).expect("a directory");
+        }
+        // Nothing that every application would have.
+        fs::write(dir.path().join("conf/web.xml"), "<web-app/>").expect("write a file");
+        // Debian's package does not have it where Tomcat looks.
+        let compiler = dir.path().join("lib/compiler.jar");
+        std::os::unix::fs::symlink(COMPILER, compiler).expect("a link");
+        dir
+    }
+
+    /// Starts one with this base and these options of Java, and waits until it listens at all of these.
+    #[track_caller]
+    pub fn launch(ns: &Netns, dir: TempDir, options: &[&str], at: &[SocketAddr]) -> Self {
+        let base = dir.path();
         let mut command = ns.command("java");
         command
-            // Quick to start rather than quick in the long run.
-            .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m"])
+            .args(options)
             .arg(format!("-Dcatalina.home={HOME}"))
             .arg(format!("-Dcatalina.base={}", base.display()))
             .arg(format!("-Djava.io.tmpdir={}", base.join("temp").display()))
@@ -106,8 +144,7 @@ impl Tomcat {
             .process_group(0);
         let process = Process::spawn("Tomcat", command, &base.join("tomcat.log"));
         let mut tomcat = Self { process, _dir: dir };
-        for port in [setup.http, setup.ajp] {
-            let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        for &address in at {
             let process = &mut tomcat.process;
             wait_until("Tomcat to listen", START, || {
                 assert!(process.running(), "it ended: {}", process.log());
@@ -115,6 +152,21 @@ impl Tomcat {
             });
         }
         tomcat
+    }
+
+    /// Waits until all of it has started: connectors listen before that.
+    #[track_caller]
+    pub fn wait_started(&mut self) {
+        let process = &mut self.process;
+        wait_until("Tomcat to have started", START, || {
+            assert!(process.running(), "it ended: {}", process.log());
+            process.log().contains("Server startup in")
+        });
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill9(&mut self) {
+        self.process.kill9();
     }
 
     /// Stops the process without ending it.
@@ -134,14 +186,11 @@ impl Tomcat {
 fn classes() -> &'static [(String, Vec<u8>)] {
     static CLASSES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     CLASSES.get_or_init(|| {
-        assert!(
-            Path::new(HOME).exists(),
-            "there is no {HOME}: `cargo xtask setup` installs tomcat10-common"
-        );
         let dir = tempfile::tempdir().expect("a directory");
         let sources = [
             ("Probe.java", include_str!("tomcat/Probe.java")),
             ("Mirror.java", include_str!("tomcat/Mirror.java")),
+            ("Page.java", include_str!("tomcat/Page.java")),
         ];
         for (name, text) in sources {
             fs::write(dir.path().join(name), text).expect("write a source");
