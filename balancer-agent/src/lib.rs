@@ -11,6 +11,7 @@ pub mod dataplane;
 pub mod import;
 pub mod model;
 pub mod nexthop;
+mod placement;
 pub mod prober;
 pub mod proxy;
 pub mod reconcile;

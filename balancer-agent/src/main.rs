@@ -216,6 +216,9 @@ struct ListSessions {
     /// How many to list
     #[arg(long, default_value_t = 100)]
     limit: u32,
+    /// The copies that this node holds, in place of the cluster's sessions
+    #[arg(long)]
+    held: bool,
     #[command(flatten)]
     agent: Agent,
 }
@@ -376,6 +379,7 @@ fn sessions(command: SessionsCommand) -> anyhow::Result<()> {
                 group: list.group,
                 route: list.route,
                 limit: list.limit,
+                held: list.held,
             };
             let answer = ask(&list.agent.socket, Request::Sessions(filter))?;
             let Answer::Sessions(sessions) = answer else {

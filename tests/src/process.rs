@@ -68,6 +68,25 @@ impl Process {
         assert!(self.running(), "{} has ended: {}", self.name, self.log());
         kill(Pid::from_raw(self.child.id() as i32), signal)
             .unwrap_or_else(|error| panic!("send {signal} to {}: {error}", self.name));
+        if signal == Signal::SIGSTOP {
+            self.wait_stopped();
+        }
+    }
+
+    /// Waits until every thread stands still: the signal's sender does not.
+    #[track_caller]
+    fn wait_stopped(&self) {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        wait_until(&format!("{} to stand still", self.name), BOUND, || {
+            let tasks = fs::read_dir(&tasks).into_iter().flatten().flatten();
+            tasks
+                .filter_map(|task| fs::read_to_string(task.path().join("stat")).ok())
+                .all(|stat| {
+                    // The name before it may have any characters.
+                    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+                    state.is_some_and(|rest| rest.starts_with('T'))
+                })
+        });
     }
 
     /// `kill -9`, and waits until it is gone.

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -18,6 +19,8 @@ use super::protocol::{Answer, Answered, Asked, Fault, REQUEST_MAX, Refusal, Requ
 
 /// Connections served at a time; others wait.
 const CONNECTIONS: usize = 64;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 /// How long a client may take to say what it wants.
 const READ_TIME: Duration = Duration::from_secs(10);
 /// How long a client may take to read an answer.
@@ -84,11 +87,7 @@ impl Listener {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        // From the first moment on nobody else may connect.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let listener = UnixListener::bind(path);
-        umask(before);
-        let listener = listener.map_err(failed)?;
+        let listener = listen(path).map_err(failed)?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Self {
             listener,
@@ -133,6 +132,16 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// A socket to which nobody else may connect from the first moment on: Linux gives its file
+/// the mode that the socket had. A mask would hold for the files of all threads.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    fchmod(&socket, Mode::from_bits_truncate(0o600))?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    UnixListener::from_std(socket.into())
 }
 
 /// Takes the lock beside a socket; `None` when another process has it. The file

@@ -29,6 +29,8 @@ pub struct SessionFilter {
     pub route: Option<String>,
     /// At most so many are listed.
     pub limit: u32,
+    /// The copies that this node holds, in place of the cluster's sessions.
+    pub held: bool,
 }
 
 /// One session, as an operator names it.
@@ -333,7 +335,7 @@ pub(super) async fn list(
     for (id, group) in groups_named(sessions, filter.group.as_deref())? {
         let route = filter.route.as_deref();
         survey
-            .each(id, route, None, |listed| {
+            .each(id, filter.held, (route, None), |listed| {
                 if list.sessions.len() >= limit {
                     list.more = true;
                     return false;
@@ -397,7 +399,7 @@ async fn meant(
         for (group, _) in &groups {
             let most = found.len() + MEANT_MAX;
             survey
-                .each(*group, None, Some(said), |listed| {
+                .each(*group, false, (None, Some(said)), |listed| {
                     found.extend(unhex(&listed.id).map(|id| (*group, id)));
                     found.len() < most
                 })

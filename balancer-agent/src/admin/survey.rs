@@ -109,17 +109,22 @@ impl<'a> Survey<'a> {
         Ok(counts)
     }
 
-    /// Shows the sessions of a group in the order of their places, until `show` has enough.
+    /// Shows the sessions of a group in the order of their places, until `show` has enough:
+    /// those of the cluster, or (`held`) all copies of this node.
     pub(super) async fn each(
         &mut self,
         group: GroupId,
-        route: Option<&str>,
-        prefix: Option<&str>,
+        held: bool,
+        (route, prefix): (Option<&str>, Option<&str>),
         mut show: impl FnMut(Listed) -> bool,
     ) -> Result<(), Refusal> {
         let mut next = Some(0);
         while let Some(from) = next {
-            let what = What::List { from, most: PAGE };
+            let most = PAGE;
+            let what = match held {
+                false => What::List { from, most },
+                true => What::Held { from, most },
+            };
             let question = self.question(group, route, prefix, what);
             let answers = self.ask(question).await?;
             // What lies behind the end of somebody's page comes with the next question.

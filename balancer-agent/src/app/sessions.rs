@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use crate::cluster::{self, Cluster, Events, Initial};
 use crate::model::session::{SessionGroup, SessionManager, Sessions as Model};
 use crate::model::{Config, Misfit, Named};
+use crate::placement;
 use crate::session::database::{self, Identity, Place, Refusal};
 use crate::session::driver::{self, Alone, Driver, GroupSetup, Peers, Prepared, Setup, Watch};
 use crate::session::handle::Sessions;
@@ -58,6 +59,8 @@ impl LinkThread {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("sessions".into());
         let thread = thread.spawn(move || {
+            // Responses are held until what happens here has happened.
+            placement::be_prompt();
             // Also when the other end is dropped, in whatever way.
             let _ = runtime.block_on(stopped);
         });

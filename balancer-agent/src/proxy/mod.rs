@@ -34,7 +34,6 @@ pub mod files;
 pub mod log;
 pub mod materials;
 mod pem;
-mod placement;
 pub mod route;
 pub mod server;
 pub mod service;

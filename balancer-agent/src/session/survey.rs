@@ -64,6 +64,13 @@ pub enum What {
         /// At most so many.
         most: u32,
     },
+    /// All copies of this node, whoever is their primary; nobody else is asked.
+    Held {
+        /// The first place.
+        from: u64,
+        /// At most so many.
+        most: u32,
+    },
     /// The copy of the session whose whole id the prefix is, as it is on each node.
     Copy,
 }
@@ -202,13 +209,13 @@ impl Store {
         answer.known = true;
         match question.what {
             What::Count { from } => self.count_part(id, from, question, now, &mut answer),
-            What::List { from, most } => {
+            What::List { from, most } | What::Held { from, most } => {
                 let most = most.clamp(1, LIST) as usize;
                 let page = self.list(id, from, most, now);
                 if page.len() >= most {
                     answer.next = page.last().and_then(|last| last.cursor.checked_add(1));
                 }
-                let whole = self.holds_whole(id);
+                let whole = self.holds_whole(id) || matches!(question.what, What::Held { .. });
                 let wanted = page.into_iter().filter(|listed| {
                     (whole || listed.primary) && question.of(&listed.id, &listed.session.route)
                 });
@@ -300,8 +307,13 @@ impl Store {
         let Some(&index) = self.by_key.get(&question.group) else {
             return Vec::new();
         };
-        if question.what != What::Copy && self.holds_whole(GroupId(index)) {
-            return Vec::new();
+        match question.what {
+            What::Held { .. } => return Vec::new(),
+            What::Copy => {}
+            What::Count { .. } | What::List { .. } if self.holds_whole(GroupId(index)) => {
+                return Vec::new();
+            }
+            What::Count { .. } | What::List { .. } => {}
         }
         let members = &self.groups[usize::from(index)].members;
         let others = members.iter().filter(|node| **node != self.config.node);

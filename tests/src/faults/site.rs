@@ -197,7 +197,7 @@ impl Site {
     /// Live copies that a node holds, with their routes.
     #[track_caller]
     pub fn held(&self, agent: usize) -> HashMap<String, String> {
-        let request = r#"{"version":1,"request":"sessions","limit":100000}"#;
+        let request = r#"{"version":1,"request":"sessions","limit":100000,"held":true}"#;
         let answer = self.agents[agent].ask(request);
         let answer = answer.unwrap_or_else(|| panic!("n{agent} does not list its sessions"));
         let list = &answer["ok"]["sessions"];

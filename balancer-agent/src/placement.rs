@@ -1,4 +1,4 @@
-//! Where and when the threads that serve requests run.
+//! Where and when threads run that somebody waits for.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 const SLICE: u64 = 100_000;
 
 /// The cores that this process may use.
-pub(super) fn cores() -> Vec<usize> {
+pub fn cores() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
         return Vec::new();
     };
@@ -20,7 +20,7 @@ pub(super) fn cores() -> Vec<usize> {
 
 /// Keeps the calling thread on a core. Left to the scheduler, two threads share one for a
 /// while now and then, and the clients of both wait twice as long.
-pub(super) fn stay_on(core: usize) {
+pub fn stay_on(core: usize) {
     let mut set = CpuSet::new();
     let pinned = set
         .set(core)
@@ -34,7 +34,7 @@ pub(super) fn stay_on(core: usize) {
 /// others, but sooner, which is what a client's longest wait is made of when the core is
 /// shared. Linux heeds it from 6.12 on (the slice of EEVDF, sched(7)); earlier ones take it
 /// without effect.
-pub(super) fn be_prompt() {
+pub fn be_prompt() {
     if let Err(error) = set_slice() {
         tracing::debug!(%error, "the scheduler takes no slice");
     }
