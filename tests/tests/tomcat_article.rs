@@ -4,14 +4,20 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use balancer_tests::http::article::{ADMIN, Article, Service, USER};
 use balancer_tests::http::raw::{Answer, Raw};
-use balancer_tests::process::wait_until;
+use balancer_tests::process::{came_true, wait_until};
 
-/// How long Tomcats may take to tell each other of a session on a busy machine.
-const REPLICATED: Duration = Duration::from_secs(60);
+/// How long Tomcats may take until one knows any of the other's new sessions.
+const REPLICATED: Duration = Duration::from_secs(90);
+/// How long one session may take before there is another.
+const NEXT: Duration = Duration::from_secs(3);
+/// How many sessions there may be until one is known by the other Tomcat.
+const LOGINS: usize = 20;
+/// How long others may wait for some answers on a busy machine.
+const ANSWERED: Duration = Duration::from_secs(60);
 
 /// Everything needs the same two Tomcats, which take long to start: one test, in this order.
 #[test]
@@ -52,16 +58,67 @@ fn name(answer: &Answer) -> String {
     line.split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// Waits until a node's own manager has the session with its name. A request goes to the node
-/// of its choice by an id that nobody knows, with the node's suffix.
-fn wait_known(site: &Article, service: Service, node: &str, session: &str, name: &str) {
+/// What a node's own manager has of a session. A request goes to the node of its choice by an
+/// id that nobody knows, with the node's suffix.
+fn known(site: &Article, service: Service, node: &str, session: &str) -> String {
     let path = format!("/known?id={session}");
-    let stranger = format!("0.{node}");
-    wait_until("the other Tomcat to know the session", REPLICATED, || {
-        let answer = ask(&mut site.client(service), &path, &stranger);
-        assert_eq!(answer.server(), node, "{answer:?}");
-        answer.text() == format!("known {name}\n")
+    let answer = ask(&mut site.client(service), &path, &format!("0.{node}"));
+    assert_eq!(answer.server(), node, "{answer:?}");
+    answer.text()
+}
+
+/// A session on this node, or on any, that the other Tomcat knows with its name.
+///
+/// Not each is. The article's `channelSendOptions="8"` sends asynchronously: Tomcat only logs
+/// what fails, and messages may overtake each other. Of 120 logins at these Tomcats, one right
+/// after the other, 10 were there as sessions without any attribute, seconds later: as when
+/// what a session has comes before the news that there is one. Nobody sends it again, so that
+/// waiting longer helps nothing. That is Tomcat's, and not what is tested here: another one
+/// logs in where the last is not known after a while. One that is known later than that will
+/// do too: a slow machine only takes longer.
+#[track_caller]
+fn replicated_login(
+    site: &Article,
+    service: Service,
+    name: &str,
+    on: Option<&str>,
+) -> (String, String) {
+    let begin = Instant::now();
+    let mut sessions = Vec::new();
+    let mut elsewhere = 0;
+    while sessions.len() < LOGINS && begin.elapsed() < REPLICATED {
+        let (session, node) = login(site, service, name);
+        if on.is_some_and(|on| on != node) {
+            elsewhere += 1;
+            assert!(elsewhere < 200, "{elsewhere} logins, and none on {on:?}");
+            continue;
+        }
+        sessions.push((session, node));
+        let mut found = None;
+        came_true(NEXT, || {
+            found = sessions.iter().position(|(session, node)| {
+                known(site, service, &other(node), session) == format!("known {name}\n")
+            });
+            found.is_some()
+        });
+        if let Some(found) = found {
+            println!("{name}: the other Tomcat knows one of {}", sessions.len());
+            return sessions.swap_remove(found);
+        }
+    }
+    let what = sessions.iter().map(|(session, node)| {
+        let there = known(site, service, &other(node), session);
+        format!("{session}: {there}")
     });
+    panic!(
+        "none of these sessions is known by the other Tomcat: {}{}",
+        what.collect::<String>(),
+        site.tomcats
+            .iter()
+            .flatten()
+            .map(|tomcat| tomcat.log())
+            .collect::<String>()
+    );
 }
 
 /// The other of a service's two.
@@ -74,7 +131,7 @@ fn other(node: &str) -> String {
 
 fn services_have_sessions_of_their_own(site: &Article) {
     for (here, there) in [(ADMIN, USER), (USER, ADMIN)] {
-        let (session, node) = login(site, here, "alice");
+        let (session, node) = replicated_login(site, here, "alice", None);
         assert!(node.starts_with(here.name));
         // A browser sends it to both: cookies know no ports. The other service may know its
         // Tomcat's name or not.
@@ -84,19 +141,10 @@ fn services_have_sessions_of_their_own(site: &Article) {
             assert!(answer.server().starts_with(there.name), "{answer:?}");
             assert_eq!(name(&answer), "nobody");
         }
-        // Nor has replication carried it there, by the time that it has carried it at all.
-        wait_known(site, here, &other(&node), &session, "alice");
+        // Nor has replication carried it there, as it has to the other Tomcat of its service.
         for host in 1..=2 {
-            let node = format!("{}{host}", there.name);
-            let answer = ask(
-                &mut site.client(there),
-                &format!("/known?id={session}"),
-                &format!("0.{node}"),
-            );
-            assert_eq!(
-                (answer.server(), answer.text()),
-                (&*node, "known null\n".into())
-            );
+            let there_too = known(site, there, &format!("{}{host}", there.name), &session);
+            assert_eq!(there_too, "no such session\n");
         }
         assert_eq!(name(&ask(&mut site.client(here), "/", &session)), "alice");
     }
@@ -150,20 +198,10 @@ fn a_drained_tomcat_keeps_its_sessions_and_gets_no_new_ones(site: &Article) {
 
 fn a_session_outlives_its_tomcat(site: &mut Article) {
     // Both services of a host die with its Tomcat.
-    let (admin, admin_node) = login(site, ADMIN, "erin");
+    let (admin, admin_node) = replicated_login(site, ADMIN, "erin", None);
     let host = usize::from(admin_node == "admin2");
-    let mut user = login(site, USER, "frank");
-    for _ in 0..40 {
-        if user.1 == format!("user{}", host + 1) {
-            break;
-        }
-        user = login(site, USER, "frank");
-    }
-    assert_eq!(user.1, format!("user{}", host + 1));
-    for (service, session, who) in [(ADMIN, &admin, "erin"), (USER, &user.0, "frank")] {
-        let survivor = format!("{}{}", service.name, 2 - host);
-        wait_known(site, service, &survivor, session, who);
-    }
+    let node = format!("user{}", host + 1);
+    let (user, _) = replicated_login(site, USER, "frank", Some(&node));
 
     let mut tomcat = site.tomcats[host].take().expect("a Tomcat");
     let site = &*site;
@@ -184,14 +222,14 @@ fn a_session_outlives_its_tomcat(site: &mut Article) {
         });
         let wait_more = || {
             let from = asked.load(Ordering::Relaxed);
-            wait_until("others to be answered", REPLICATED, || {
+            wait_until("others to be answered", ANSWERED, || {
                 let failed = bystander.is_finished();
                 failed || asked.load(Ordering::Relaxed) >= from + 20
             });
         };
         wait_more();
         tomcat.kill9();
-        for (service, session, who) in [(ADMIN, &admin, "erin"), (USER, &user.0, "frank")] {
+        for (service, session, who) in [(ADMIN, &admin, "erin"), (USER, &user, "frank")] {
             let survivor = format!("{}{}", service.name, 2 - host);
             let answer = ask(&mut site.client(service), "/", session);
             assert_eq!((&*name(&answer), answer.server()), (who, &*survivor));

@@ -1,5 +1,5 @@
 <%@ page session="false" contentType="text/plain; charset=utf-8" trimDirectiveWhitespaces="true"
-         import="java.lang.management.ManagementFactory, javax.management.MBeanServer, javax.management.ObjectName" %>
+         import="java.util.Arrays, java.lang.management.ManagementFactory, javax.management.MBeanServer, javax.management.ObjectName" %>
 <%--
   What the article's application is to its balancer: something that one logs in to. It answers
   every path that reaches it, and says which Tomcat it is.
@@ -18,13 +18,17 @@
         // What the replicated manager of this very service has of a session.
         MBeanServer beans = ManagementFactory.getPlatformMBeanServer();
         String domain = application.getInitParameter("domain");
-        Object name = null;
+        String id = request.getParameter("id");
         for (ObjectName manager : beans.queryNames(new ObjectName(domain + ":type=Manager,*"), null)) {
-            name = beans.invoke(manager, "getSessionAttribute",
-                    new Object[] {request.getParameter("id"), "name"},
-                    new String[] {"java.lang.String", "java.lang.String"});
+            String ids = (String) beans.invoke(manager, "listSessionIds", null, null);
+            if (!Arrays.asList(ids.split("\\s+")).contains(id)) {
+                out.print("no such session\n");
+                continue;
+            }
+            Object name = beans.invoke(manager, "getSessionAttribute",
+                    new Object[] {id, "name"}, new String[] {"java.lang.String", "java.lang.String"});
+            out.print("known " + name + "\n");
         }
-        out.print("known " + name + "\n");
         return;
     }
     Object name = session == null ? null : session.getAttribute("name");
