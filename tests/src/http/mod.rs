@@ -1,5 +1,5 @@
 //! What tests of the web tier stand on: application servers ([`app`], [`apps`]), a server
-//! of AJP13 that may do everything wrong ([`ajp`]) and real Tomcats ([`tomcat`]), a raw
+//! of AJP13 that may do everything wrong ([`ajp`]) and real Tomcats ([`tomcat`], [`article`]), a raw
 //! client that sends any bytes ([`raw`]), a backend that records them ([`recorder`]) and
 //! readers of all habits that judge what was recorded ([`lax`]), the table of requests
 //! ([`rows`]), certificates ([`certs`]), frames of HTTP/2 ([`frames`], [`h2once`]), load that
@@ -9,6 +9,7 @@
 pub mod ajp;
 pub mod app;
 pub mod apps;
+pub mod article;
 pub mod certs;
 pub mod chaos;
 pub mod frames;

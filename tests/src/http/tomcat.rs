@@ -164,6 +164,11 @@ impl Tomcat {
         });
     }
 
+    /// Everything that it has printed so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// `kill -9`, and waits until it is gone.
     pub fn kill9(&mut self) {
         self.process.kill9();
