@@ -21,6 +21,7 @@ const ANSWERED: Duration = Duration::from_secs(60);
 
 /// Everything needs the same two Tomcats, which take long to start: one test, in this order.
 #[test]
+#[ignore = "two Tomcats, and new: on request until it has run often on other machines"]
 fn the_whole_article() {
     let mut site = Article::start();
     exclusions_are_as_configured(&site);
