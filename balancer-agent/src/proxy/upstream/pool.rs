@@ -99,8 +99,11 @@ impl Handed {
 /// One thread's connections to one backend.
 pub struct Connections {
     address: SocketAddr,
-    /// Counted by this thread alone, as every request holds it: the count that all threads
-    /// share would go from one processor to the other with each of them.
+    #[expect(
+        clippy::redundant_allocation,
+        reason = "every request holds it: the count that all threads share would go from one \
+                  processor to the other with each of them"
+    )]
     speech: RefCell<Rc<Arc<Speech>>>,
     /// The one that rested last is at the back.
     idle: RefCell<VecDeque<Idle>>,
