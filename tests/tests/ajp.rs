@@ -94,6 +94,7 @@ fn what_a_server_may_do() {
         ("/flush", 200, "ab"),
         ("/bytes", 200, "abcd"),
         ("/more", 200, "ok"),
+        ("/more-between", 200, "ok"),
         ("/hop", 200, "ok"),
         ("/status/204", 204, ""),
         ("/status/304", 304, ""),
@@ -153,6 +154,7 @@ fn bodies_go_out_as_they_are_asked_for() {
         ("/ok/1000", 1000),
         ("/ok/65535", 8186),
         ("/more/10000", 8186),
+        ("/more-between/10000", 8186),
     ] {
         for length in [0, 1, 8185, 8186, 8187, 30_000] {
             let answer = client.request("POST", path, &[], &body[..length]);

@@ -237,7 +237,7 @@ impl Handler for Service {
             let response = reply::status_page(StatusCode::NOT_FOUND);
             return finish(response, &frontend, &connection, None, journal);
         };
-        let asked = Asked {
+        let mut asked = Asked {
             frontend: &frontend,
             connection: &connection,
             uri: &uri,
@@ -251,7 +251,7 @@ impl Handler for Service {
         let over_http2 = asked.parts.extensions.get::<OverHttp2>().is_some();
         let response = match &route.action {
             Action::Pool(name) => {
-                return pool::serve(&local, name, route, asked, body, journal).await;
+                return pool::serve(&local, name, route, &mut asked, body, journal).await;
             }
             Action::Files(_) => match found.documents {
                 Some(documents) => {

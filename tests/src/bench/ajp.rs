@@ -5,6 +5,9 @@
 //! Processor time is the sum of all processes of a proxy, as in [`http`](super::http). Client,
 //! proxy and Tomcat share the machine's cores: what a proxy leaves to Tomcat shows in its
 //! requests per second.
+//!
+//! Tomcat is asked without a proxy as well, by its HTTP connector: what it takes itself is in
+//! the latency of both, and no proxy can be faster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,6 +36,7 @@ const fn at(port: u16) -> SocketAddr {
 
 const BALANCER: SocketAddr = at(8001);
 const APACHE: SocketAddr = at(8011);
+const TOMCAT: SocketAddr = at(8021);
 const PAGE: &str = "/page";
 
 /// Where Debian's packages have httpd's modules.
@@ -41,8 +45,11 @@ const MODULES: &str = "/usr/lib/apache2/modules";
 /// How requests come, and whether each has a connection of its own.
 const WAYS: [(&str, bool); 2] = [("keep-alive", false), ("a connection per request", true)];
 
-/// The two.
-const NAMES: [&str; 2] = ["balancer", "mod_jk"];
+/// The two, and what they stand before.
+const NAMES: [&str; 3] = ["balancer", "mod_jk", "Tomcat itself"];
+
+/// What of Tomcat is not shown.
+const CPU: &str = "CPU per 100,000 requests";
 
 /// Dropped in this order: the proxies before their Tomcat.
 struct Field {
@@ -84,6 +91,7 @@ impl Field {
         ns.sysctl("net.core.somaxconn", "8192");
         let setup = Setup {
             long_run: true,
+            http: TOMCAT.port(),
             ..Setup::default()
         };
         let tomcat = Tomcat::start(&ns, setup);
@@ -106,16 +114,18 @@ impl Field {
         Ok(field)
     }
 
+    /// Of a proxy; Tomcat's time is the same before every one, and not what is measured.
     fn pids(&self, number: usize) -> Vec<u32> {
-        proc::family(match number {
-            0 => self.agent.id(),
-            _ => self.apache.0.id(),
-        })
+        match number {
+            0 => proc::family(self.agent.id()),
+            1 => proc::family(self.apache.0.id()),
+            _ => Vec::new(),
+        }
     }
 
     /// One run, and what it cost in seconds of processor time.
     fn run(&self, number: usize, window: Duration, each: bool) -> Result<(Run, f64)> {
-        let address = [BALANCER, APACHE][number];
+        let address = [BALANCER, APACHE, TOMCAT][number];
         let pids = self.pids(number);
         let before = proc::run_seconds(&pids);
         let run = wrk(&self.ns, address, PAGE, window, each).context(NAMES[number])?;
@@ -180,12 +190,12 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
     }
     for (name, each) in WAYS {
         let of = |number| all.get(&(each, number)).context("no round");
-        section(report, name, [of(0)?, of(1)?], rounds)?;
+        section(report, name, [of(0)?, of(1)?, of(2)?], rounds)?;
     }
     Ok(())
 }
 
-fn section(report: &mut Report, name: &str, series: [&Series; 2], rounds: usize) -> Result<()> {
+fn section(report: &mut Report, name: &str, series: [&Series; 3], rounds: usize) -> Result<()> {
     let third = Some(Target::AtMost(0.333));
     let mut figures = Vec::new();
     for (what, unit, of, target) in [
@@ -195,7 +205,7 @@ fn section(report: &mut Report, name: &str, series: [&Series; 2], rounds: usize)
             (|s| &s.rate) as fn(&Series) -> &super::clock::Samples,
             None,
         ),
-        ("CPU per 100,000 requests", "s", |s| &s.cpu, third),
+        (CPU, "s", |s| &s.cpu, third),
         ("latency, half", "ms", |s| &s.p50, None),
         ("latency, 99 of 100", "ms", |s| &s.p99, third),
     ] {
@@ -210,6 +220,10 @@ fn section(report: &mut Report, name: &str, series: [&Series; 2], rounds: usize)
             Some(target) => ours.target(target),
             None => ours,
         });
+        if what != CPU {
+            // How far the aim is within anybody's reach.
+            figures.push(figure(2)?.paired(&theirs, of(series[2]), of(series[1]))?);
+        }
         figures.push(theirs);
     }
     let title =

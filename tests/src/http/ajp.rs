@@ -347,6 +347,14 @@ impl Talk {
                 }
                 self.say(&[known("2"), chunk("ok"), end(1)])?;
             }
+            // Likewise, between the response's head and its body.
+            "more-between" => {
+                self.say(&[known("2")])?;
+                for _ in 0..2 {
+                    assert!(!self.ask(8186, seen)?, "more body than there is");
+                }
+                self.say(&[chunk("ok"), end(1)])?;
+            }
             // Answers first; takes the packet that comes unasked, so that what follows it
             // is read as what it is.
             "unread" => {

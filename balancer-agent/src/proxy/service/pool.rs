@@ -62,7 +62,7 @@ pub(super) async fn serve(
     local: &Rc<Local>,
     name: &str,
     route: &Arc<Route>,
-    mut asked: Asked<'_>,
+    asked: &mut Asked<'_>,
     body: Body,
     mut journal: Journal,
 ) -> Response<Body> {
@@ -87,7 +87,7 @@ pub(super) async fn serve(
     let over_http2 = asked.parts.extensions.remove::<OverHttp2>();
     let upgrade = match over_http2 {
         Some(_) => Some(HeaderValue::from_static(websocket::NAME)),
-        None => upgrade_of(&asked, &listed),
+        None => upgrade_of(asked, &listed),
     };
     let on_upgrade = upgrade
         .as_ref()
@@ -137,7 +137,7 @@ pub(super) async fn serve(
             Ok(lease) => lease,
             Err(none) => {
                 journal.bytes_in(body.bytes());
-                return unavailable(none, pool, &asked, journal);
+                return unavailable(none, pool, asked, journal);
             }
         };
         let chosen = lease.index();
@@ -181,7 +181,7 @@ pub(super) async fn serve(
             trailers,
             keep: true,
         };
-        let terms = Terms {
+        let mut terms = Terms {
             parties: Parties {
                 client: connection.client,
                 local: connection.local,
@@ -201,7 +201,9 @@ pub(super) async fn serve(
             handed: &mut handed,
             timed: journal.is_timed(),
         };
-        let sent = pool.backends[chosen].send(&mut outgoing, body, terms).await;
+        let sent = pool.backends[chosen]
+            .send(&mut outgoing, body, &mut terms)
+            .await;
         journal.answered(handed.map(|handed| (handed.connect, handed.elapsed())));
         match sent {
             Ok(Sent::Switched(head, tunnel)) => {
@@ -270,7 +272,7 @@ pub(super) async fn serve(
                         Cause::BackendAborted,
                     );
                 }
-                return answered(*head, answer, lease, &affinity, route, asked, journal).await;
+                return answered(head, answer, lease, &affinity, route, asked, journal).await;
             }
             Err(failure) => {
                 lease.report(outcome_of(&failure.error));
@@ -412,12 +414,12 @@ fn unavailable(
 
 /// The response to the client.
 async fn answered(
-    head: Incoming,
+    head: Box<Incoming>,
     body: ResponseBody,
     lease: Lease,
     affinity: &Affinity,
     route: &Route,
-    asked: Asked<'_>,
+    asked: &Asked<'_>,
     mut journal: Journal,
 ) -> Response<Body> {
     let mut response = Response::new(());
@@ -438,7 +440,7 @@ async fn answered(
     if !route.rewrite.response_headers.is_empty() {
         rewrite::rewrite_response(&route.rewrite, &mut parts);
     }
-    via(&mut parts, &asked);
+    via(&mut parts, asked);
     journal.status(parts.status.as_u16());
     let mut response = match &route.compress {
         None => Response::from_parts(parts, Direct::new(body, lease, Some(journal)).boxed()),

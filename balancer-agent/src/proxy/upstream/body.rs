@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
-use smallvec::SmallVec;
 
 use crate::proxy::types::{Body, BodyError};
 
@@ -19,9 +18,10 @@ pub const KEPT: usize = 64 << 10;
 pub struct RequestBody {
     source: Body,
     /// What has been taken from the source so far; empty when it was too much.
-    kept: SmallVec<[Bytes; 2]>,
+    kept: Vec<Bytes>,
     kept_bytes: usize,
-    trailers: Option<HeaderMap>,
+    /// Boxed, as they are rare: a body is handed on by each step of its request.
+    trailers: Option<Box<HeaderMap>>,
     ended: bool,
     /// Of `kept`, what this attempt has had.
     at: usize,
@@ -108,7 +108,7 @@ impl RequestBody {
                         self.keep(&data);
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
-                    Err(frame) => self.trailers = frame.into_trailers().ok(),
+                    Err(frame) => self.trailers = frame.into_trailers().ok().map(Box::new),
                 },
                 Some(Err(error)) => {
                     self.lost = true;
@@ -121,7 +121,7 @@ impl RequestBody {
         match &self.trailers {
             Some(trailers) if !self.trailers_given => {
                 self.trailers_given = true;
-                Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))))
+                Poll::Ready(Some(Ok(Frame::trailers((**trailers).clone()))))
             }
             _ => Poll::Ready(None),
         }
@@ -133,7 +133,7 @@ impl RequestBody {
         }
         if self.kept_bytes + data.len() > KEPT {
             self.lost = true;
-            self.kept = SmallVec::new();
+            self.kept = Vec::new();
             self.kept_bytes = 0;
             self.at = 0;
             return;

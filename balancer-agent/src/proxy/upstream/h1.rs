@@ -26,6 +26,7 @@ use super::body::{Extent, RequestBody};
 use super::chunked::{self, Chunks};
 use super::head::{self, Framing, Incoming, Malformed, Outgoing};
 use super::pool::Connections;
+use super::wait::{ResponseTimer, Waits};
 use super::wire::{WRITE_MOST, Wire};
 use super::{BodyFault, Deadlines, Failure, Inform, SendError};
 use crate::proxy::timer::Timer;
@@ -46,15 +47,6 @@ struct Sending {
     done: bool,
     /// The backend takes no more; its response may still come.
     broken: Option<io::Error>,
-}
-
-/// Whom a request waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Waits {
-    /// The client, for more of the body.
-    Client,
-    /// The backend, to take more or to answer.
-    Backend,
 }
 
 impl Sending {
@@ -175,8 +167,7 @@ pub async fn exchange(
         extent,
         broken: None,
     };
-    // Made only when something has to be waited for.
-    let mut timer: Option<Timer> = None;
+    let timer = ResponseTimer::new();
     let mut informed = 0;
     let result = std::future::poll_fn(|cx| {
         let left = (sending.done, wire.out.len(), sending.body.bytes());
@@ -234,23 +225,7 @@ pub async fn exchange(
                 Poll::Pending => break,
             }
         }
-        if deadlines.total.poll_expired(cx).is_ready() {
-            return Poll::Ready(Err(SendError::Timeout));
-        }
-        match (waits, &mut timer) {
-            (Waits::Client, Some(timer)) => timer.clear(),
-            (Waits::Client, None) => {}
-            (Waits::Backend, Some(timer)) => {
-                if moved || !timer.is_set() {
-                    timer.restart(deadlines.response);
-                }
-            }
-            (Waits::Backend, none) => *none = Some(Timer::after(deadlines.response)),
-        }
-        match &mut timer {
-            Some(timer) => timer.poll_expired(cx).map(|()| Err(SendError::Timeout)),
-            None => Poll::Pending,
-        }
+        timer.poll(cx, waits, moved, &deadlines).map(Err)
     })
     .await;
     let head = match result {

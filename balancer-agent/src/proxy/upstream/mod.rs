@@ -4,7 +4,7 @@
 //!   configuration is prepared: TLS, protocol, times;
 //! - `connect.rs`, `stream.rs`: a fresh connection;
 //! - `pool.rs`: those that rest;
-//! - `wire.rs`: one with its buffers;
+//! - `wire.rs`: one with its buffers; `wait.rs`: the wait for a response;
 //! - `h1.rs`, `head.rs`, `chunked.rs`: HTTP/1.1; `h2/`: HTTP/2; `ajp/`: AJP13;
 //! - `body.rs`: a request's body that can be sent again.
 
@@ -18,6 +18,7 @@ mod h2;
 pub mod head;
 pub mod pool;
 pub mod stream;
+mod wait;
 mod wire;
 
 use std::io;

@@ -99,7 +99,12 @@ impl Handed {
 /// One thread's connections to one backend.
 pub struct Connections {
     address: SocketAddr,
-    speech: RefCell<Arc<Speech>>,
+    #[expect(
+        clippy::redundant_allocation,
+        reason = "every request holds it: the count that all threads share would go from one \
+                  processor to the other with each of them"
+    )]
+    speech: RefCell<Rc<Arc<Speech>>>,
     /// The one that rested last is at the back.
     idle: RefCell<VecDeque<Idle>>,
     http2: RefCell<Vec<Rc<H2Connection>>>,
@@ -133,7 +138,7 @@ impl Connections {
     pub fn new(address: SocketAddr, speech: Arc<Speech>) -> Self {
         Self {
             address,
-            speech: RefCell::new(speech),
+            speech: RefCell::new(Rc::new(speech)),
             idle: RefCell::default(),
             http2: RefCell::default(),
             opening: tokio::sync::Mutex::new(()),
@@ -155,9 +160,9 @@ impl Connections {
         self: &Rc<Self>,
         request: &mut Outgoing<'_>,
         mut body: RequestBody,
-        terms: Terms<'_>,
+        terms: &mut Terms<'_>,
     ) -> Result<Sent, Failure> {
-        let speech = Arc::clone(&self.speech.borrow());
+        let speech = Rc::clone(&self.speech.borrow());
         if speech.protocol == BackendProtocol::Ajp {
             return ajp::send(self, &speech, request, body, terms).await;
         }
@@ -472,11 +477,11 @@ impl Upstreams {
         let mut backends = self.backends.borrow_mut();
         let key = (Arc::clone(pool), Arc::clone(name));
         if let Some(known) = backends.get(&key) {
-            let current = Arc::clone(&known.speech.borrow());
+            let current = Rc::clone(&known.speech.borrow());
             if known.address == address
                 && (Arc::ptr_eq(&current, speech) || current.is_same(speech))
             {
-                *known.speech.borrow_mut() = Arc::clone(speech);
+                *known.speech.borrow_mut() = Rc::new(Arc::clone(speech));
                 known.set_own(http);
                 return Rc::clone(known);
             }

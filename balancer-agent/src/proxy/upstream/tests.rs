@@ -148,7 +148,7 @@ impl Ask {
         };
         let mut told = Told::default();
         let mut handed = None;
-        let terms = Terms {
+        let mut terms = Terms {
             parties: Parties {
                 client: "192.0.2.1:1000".parse().unwrap(),
                 local: "192.0.2.2:80".parse().unwrap(),
@@ -168,7 +168,7 @@ impl Ask {
             handed: &mut handed,
             timed: true,
         };
-        let result = to.send(&mut outgoing, self.body, terms).await;
+        let result = to.send(&mut outgoing, self.body, &mut terms).await;
         (result, told, handed)
     }
 

@@ -1,12 +1,13 @@
 //! A connection to a backend with what was read from it and what waits to be written, for
 //! protocols with one exchange at a time.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use super::stream::Stream;
@@ -17,6 +18,13 @@ const READ: usize = 4 << 10;
 const READ_MOST: usize = 64 << 10;
 /// Bytes of a request's body that wait for the socket before the client is asked for more.
 pub(super) const WRITE_MOST: usize = 64 << 10;
+
+thread_local! {
+    /// Where small reads of all connections of a thread go: what came is copied to its
+    /// connection, in a buffer of just that size. A request that waits holds none, and the
+    /// processor has this one at hand.
+    static SMALL: RefCell<[u8; READ]> = const { RefCell::new([0; READ]) };
+}
 
 /// A connection to a backend, at rest or in an exchange.
 pub struct Wire {
@@ -63,8 +71,13 @@ impl Wire {
 
     /// Reads what has come; 0 is the end.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.read.reserve(self.want);
-        let polled = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
+        let polled = match self.want {
+            READ => self.poll_small(cx),
+            want => {
+                self.read.reserve(want);
+                poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read)
+            }
+        };
         if let Poll::Ready(Ok(n)) = &polled {
             self.received |= *n > 0;
             self.want = match *n {
@@ -77,15 +90,28 @@ impl Wire {
         polled
     }
 
+    fn poll_small(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        SMALL.with_borrow_mut(|small| {
+            let mut buffer = ReadBuf::new(small);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+            self.read.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    }
+
     /// Writes what waits; ready when nothing is left.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
-            let n = std::task::ready!(Pin::new(&mut self.io).poll_write(cx, &self.out))?;
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sent = true;
-            self.out.advance(n);
+            match n == self.out.len() {
+                // The next head begins where this one did, without being moved there.
+                true => self.out.clear(),
+                false => self.out.advance(n),
+            }
         }
         Pin::new(&mut self.io).poll_flush(cx)
     }

@@ -155,8 +155,7 @@ impl Decoder {
                 }
             }
             // What is wrong is said before more is waited for.
-            let known = buffer.len().min(MAGIC.len());
-            if buffer[..known] != MAGIC[..known] {
+            if buffer.iter().zip(MAGIC).any(|(came, known)| *came != known) {
                 return Err(Violation::Magic);
             }
             let Some(&[high, low]) = buffer.get(2..HEAD).and_then(|b| b.first_chunk()) else {
@@ -191,18 +190,21 @@ impl Decoder {
             if buffer.len() < HEAD + length {
                 return Ok(None);
             }
-            let packet = buffer.split_to(HEAD + length).freeze();
-            let payload = &packet[HEAD + 1..];
-            return Ok(Some(match (kind, payload) {
+            let piece = match (kind, &buffer[HEAD + 1..HEAD + length]) {
+                (from_container::SEND_HEADERS, _) => {
+                    let packet = buffer.split_to(HEAD + length).freeze();
+                    return Ok(Some(Piece::Head(head(&packet)?)));
+                }
                 (from_container::END_RESPONSE, [reuse]) => Piece::End { reuse: *reuse == 1 },
                 (from_container::GET_BODY_CHUNK, [high, low]) => {
                     Piece::Wanted(u16::from_be_bytes([*high, *low]))
                 }
                 (from_container::CPONG, []) => Piece::Pong,
-                (from_container::SEND_HEADERS, _) => Piece::Head(head(&packet)?),
                 // The lengths have been looked at.
                 (kind, _) => return Err(Violation::Length(kind)),
-            }));
+            };
+            buffer.advance(HEAD + length);
+            return Ok(Some(piece));
         }
     }
 
@@ -210,16 +212,16 @@ impl Decoder {
     /// says of the connection.
     pub fn take_end(&mut self, buffer: &mut BytesMut) -> Option<bool> {
         const END: [u8; 5] = [MAGIC[0], MAGIC[1], 0, 2, from_container::END_RESPONSE];
-        let zero: &[u8] = match self.state {
-            State::Packet => &[],
-            State::Data(_) => return None,
-            State::Zero => &[0],
+        let zero = match (self.state, buffer.first()) {
+            (State::Packet, _) => 0,
+            (State::Zero, Some(0)) => 1,
+            (State::Zero | State::Data(_), _) => return None,
         };
-        let reuse = *buffer
-            .strip_prefix(zero)
-            .and_then(|rest| rest.strip_prefix(&END))
-            .and_then(<[u8]>::first)?;
-        buffer.advance(zero.len() + END.len() + 1);
+        let [end @ .., reuse]: [u8; 6] = *buffer.get(zero..)?.first_chunk()?;
+        if end != END {
+            return None;
+        }
+        buffer.advance(zero + END.len() + 1);
         self.state = State::Packet;
         Some(reuse == 1)
     }

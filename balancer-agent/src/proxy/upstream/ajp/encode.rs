@@ -3,8 +3,8 @@
 //! A string is its length (two bytes), its bytes and a zero that is not counted. What does
 //! not fit into one packet is not sent: there is no way to split a head.
 
-use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -16,7 +16,7 @@ use crate::model::Activation;
 use crate::model::http::Secret;
 use crate::proxy::types::TlsInfo;
 use crate::proxy::upstream::body::Extent;
-use crate::proxy::upstream::head::{Outgoing, write_decimal};
+use crate::proxy::upstream::head::Outgoing;
 
 /// How a packet to the container begins.
 pub const MAGIC: [u8; 2] = [0x12, 0x34];
@@ -28,6 +28,8 @@ pub const BODY_HEAD: usize = 6;
 pub const BODY_END: [u8; HEAD] = [MAGIC[0], MAGIC[1], 0, 0];
 /// Asks whether the container answers.
 pub const CPING: [u8; 5] = [MAGIC[0], MAGIC[1], 0, 1, to_container::CPING];
+/// Room for a usual head.
+const USUAL: usize = 512;
 
 /// What is known of a request beside its head.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +72,7 @@ pub fn forward(
     out: &mut BytesMut,
 ) -> Result<(), Unfit> {
     let begin = out.len();
+    out.reserve(USUAL.min(packet_size));
     let mut packet = Packet {
         out,
         begin,
@@ -107,16 +110,16 @@ impl Packet<'_> {
         let method = request.method.as_str();
         let code = codes::method(method);
         self.out.put_u8(code.unwrap_or(codes::STORED_METHOD));
-        self.string(origin.protocol.as_bytes());
+        self.known(origin.protocol.as_bytes());
         let (path, query) = match request.target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (request.target, None),
         };
         self.string(path.as_bytes());
         // Both are addresses: names are not looked up.
-        let mut text = Text::default();
-        self.string(text.of(origin.client.ip().to_canonical()));
-        self.string(text.of(origin.client.ip().to_canonical()));
+        let client = Text::address(origin.client.ip());
+        self.known(client.bytes());
+        self.known(client.bytes());
         let (name, port) = host_and_port(request.host);
         self.string(name);
         let default = if origin.secure { 443 } else { 80 };
@@ -155,9 +158,9 @@ impl Packet<'_> {
             self.attribute(Attribute::StoredMethod, method.as_bytes());
         }
         let port = Attribute::Request(Named::RemotePort);
-        self.attribute(port, text.of(origin.client.port()));
+        self.attribute(port, Text::number(origin.client.port().into()).bytes());
         let local = Attribute::Request(Named::LocalAddr);
-        self.attribute(local, text.of(origin.local.ip().to_canonical()));
+        self.attribute(local, Text::address(origin.local.ip()).bytes());
         let activation = match origin.activation {
             Activation::Active => b"ACT",
             Activation::Drain => b"DIS",
@@ -195,8 +198,10 @@ impl Packet<'_> {
             }
             count += 1;
         }
-        for line in request.lines.split(|b| *b == b'\n') {
-            let line = line.trim_ascii();
+        let mut lines = request.lines;
+        while let Some(end) = memchr::memchr(b'\n', lines) {
+            let (line, rest) = lines.split_at(end + 1);
+            lines = rest;
             if let Some(colon) = memchr::memchr(b':', line) {
                 self.header(&line[..colon], line[colon + 1..].trim_ascii());
                 count += 1;
@@ -208,9 +213,7 @@ impl Packet<'_> {
             Extent::Length(length) => length,
             Extent::Unknown => return count,
         };
-        let mut digits = BytesMut::new();
-        write_decimal(length, &mut digits);
-        self.header(b"content-length", &digits);
+        self.header(b"content-length", Text::number(length).bytes());
         count + 1
     }
 
@@ -231,21 +234,25 @@ impl Packet<'_> {
     fn attribute(&mut self, attribute: Attribute, value: &[u8]) {
         self.out.put_u8(attribute.code());
         if let Attribute::Request(named) = attribute {
-            self.string(named.name().as_bytes());
+            self.known(named.name().as_bytes());
         }
         self.string(value);
     }
 
     fn string(&mut self, bytes: &[u8]) {
+        // The parsers before us have let none of these through. PEM has lines.
+        match memchr::memchr(0, bytes) {
+            None => self.known(bytes),
+            Some(_) => self.unfit = Some(Unfit::Byte),
+        }
+    }
+
+    /// A string that has no zero in it: not of the client's words, nor of the operator's.
+    fn known(&mut self, bytes: &[u8]) {
         // The last length stands for a string that is not there.
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
         if length == u16::MAX || self.out.len() - self.begin + bytes.len() > self.most {
             self.unfit = Some(Unfit::TooLarge);
-            return;
-        }
-        // The parsers before us have let none of these through. PEM has lines.
-        if memchr::memchr(0, bytes).is_some() {
-            self.unfit = Some(Unfit::Byte);
             return;
         }
         self.out.put_u16(length);
@@ -268,16 +275,77 @@ impl Packet<'_> {
     }
 }
 
-/// Numbers and addresses as text, without memory of their own for each.
-#[derive(Default)]
-struct Text(String);
+/// A number or an address as text, in no memory of its own.
+struct Text {
+    bytes: [u8; Self::ROOM],
+    length: usize,
+}
 
 impl Text {
-    fn of(&mut self, value: impl std::fmt::Display) -> &[u8] {
-        self.0.clear();
-        // Writing into memory does not fail.
-        let _ = write!(self.0, "{value}");
-        self.0.as_bytes()
+    /// Digits of an IPv6 address with an IPv4 address in it, which is longer than any number.
+    const ROOM: usize = 45;
+
+    const fn new() -> Self {
+        Self {
+            bytes: [0; Self::ROOM],
+            length: 0,
+        }
+    }
+
+    /// IPv4 where it is that within IPv6.
+    fn address(ip: IpAddr) -> Self {
+        let mut text = Self::new();
+        match ip.to_canonical() {
+            // By hand: every request has two of them.
+            IpAddr::V4(ip) => {
+                for (at, octet) in ip.octets().into_iter().enumerate() {
+                    if at > 0 {
+                        text.push(b".");
+                    }
+                    text.push(Self::number(octet.into()).bytes());
+                }
+            }
+            IpAddr::V6(ip) => {
+                // There is room.
+                let _ = write!(text, "{ip}");
+            }
+        }
+        text
+    }
+
+    fn number(mut number: u64) -> Self {
+        let mut digits = [0; 20];
+        let mut at = digits.len();
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        let mut text = Self::new();
+        text.push(&digits[at..]);
+        text
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> bool {
+        let room = self.bytes.get_mut(self.length..self.length + bytes.len());
+        let fits = room.map(|room| room.copy_from_slice(bytes)).is_some();
+        if fits {
+            self.length += bytes.len();
+        }
+        fits
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text.as_bytes()).then_some(()).ok_or(fmt::Error)
     }
 }
 

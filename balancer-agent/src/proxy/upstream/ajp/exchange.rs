@@ -11,12 +11,12 @@ use http::{Method, StatusCode, header};
 use http_body::Frame;
 
 use super::decode::{Decoder, Head, Piece, Violation};
-use super::upload::{Upload, Waits};
-use crate::model::http::PACKET_LEAST;
+use super::upload::Upload;
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::body::{Extent, RequestBody};
 use crate::proxy::upstream::head::{self, Framing, Incoming, Listed};
 use crate::proxy::upstream::pool::Connections;
+use crate::proxy::upstream::wait::{ResponseTimer, Waits};
 use crate::proxy::upstream::wire::Wire;
 use crate::proxy::upstream::{BodyFault, Deadlines, Failure, SendError};
 
@@ -72,13 +72,16 @@ pub(super) async fn exchange(
             });
         }
     };
+    let bytes = upload.bytes();
+    let over = upload.is_over() && wire.out.is_empty();
     let mut body = AjpBody {
         link: Some(Link {
             wire,
             decoder,
             home,
         }),
-        upload,
+        upload: (!over).then(|| Box::new(upload)),
+        request_bytes: bytes,
         rest: match head.framing {
             Framing::None => Some(0),
             Framing::Length(length) => Some(length),
@@ -99,8 +102,7 @@ async fn first(
     upload: &mut Upload,
     deadlines: &Deadlines,
 ) -> Result<Head, SendError> {
-    // Made only when something has to be waited for.
-    let mut timer: Option<Timer> = None;
+    let timer = ResponseTimer::new();
     std::future::poll_fn(|cx| {
         let before = (upload.mark(), wire.out.len());
         let mut came = false;
@@ -127,25 +129,8 @@ async fn first(
                 Poll::Pending => break waits,
             }
         };
-        if deadlines.total.poll_expired(cx).is_ready() {
-            return Poll::Ready(Err(SendError::Timeout));
-        }
         let moved = came || before != (upload.mark(), wire.out.len());
-        match (waits, &timer) {
-            // The client's time limits are for a body that does not come.
-            (Waits::Client, Some(timer)) => timer.clear(),
-            (Waits::Client, None) => {}
-            (Waits::Backend, Some(timer)) => {
-                if moved || !timer.is_set() {
-                    timer.restart(deadlines.response);
-                }
-            }
-            (Waits::Backend, None) => timer = Some(Timer::after(deadlines.response)),
-        }
-        match &timer {
-            Some(timer) => timer.poll_expired(cx).map(|()| Err(SendError::Timeout)),
-            None => Poll::Pending,
-        }
+        timer.poll(cx, waits, moved, deadlines).map(Err)
     })
     .await
 }
@@ -204,8 +189,11 @@ fn incoming(head: Head, method: &Method) -> Result<Incoming, head::Malformed> {
 pub struct AjpBody {
     /// Until the end.
     link: Option<Link>,
-    /// The request's body may still be under way.
-    upload: Upload,
+    /// While the request's body may still be under way. Boxed: most requests have none, or
+    /// it is over by now, and this is handed on by each step of a response.
+    upload: Option<Box<Upload>>,
+    /// What came of it before that.
+    request_bytes: u64,
     /// Bytes left, where they are known.
     rest: Option<u64>,
     timer: Option<Timer>,
@@ -226,7 +214,8 @@ impl AjpBody {
 
     /// Bytes of the request's body that came from the client.
     pub fn request_bytes(&self) -> u64 {
-        self.upload.bytes()
+        let upload = self.upload.as_ref();
+        upload.map_or(self.request_bytes, |upload| upload.bytes())
     }
 
     /// The next piece.
@@ -256,11 +245,14 @@ impl AjpBody {
             return Poll::Ready(None);
         };
         let waits = loop {
-            let waits = match self.upload.poll(&mut link.wire, cx) {
-                Ok(waits) => waits,
-                Err(error) => return Poll::Ready(Some(Err(BodyFault::Client(error)))),
+            let waits = match &mut self.upload {
+                None => Waits::Backend,
+                Some(upload) => match upload.poll(&mut link.wire, cx) {
+                    Ok(waits) => waits,
+                    Err(error) => return Poll::Ready(Some(Err(BodyFault::Client(error)))),
+                },
             };
-            match link.next(&mut self.upload, &mut self.rest) {
+            match link.next(&mut self.upload, self.request_bytes, &mut self.rest) {
                 Ok(Next::Data(data)) => return Poll::Ready(Some(Ok(data))),
                 Ok(Next::End { reuse }) => {
                     self.end(Some(reuse));
@@ -311,12 +303,10 @@ impl AjpBody {
             return;
         }
         // The client has all of it. The container may take its time to say so.
-        let link = self.link.take();
-        let idle = self.upload.is_taken();
+        self.request_bytes = self.request_bytes();
+        let (link, upload) = (self.link.take(), self.upload.take());
+        let idle = upload.as_ref().is_none_or(|upload| upload.is_taken());
         if let Some(link) = link.filter(|link| idle && link.home.is_some()) {
-            let spent = RequestBody::spent(self.upload.bytes());
-            let spent = Upload::new(spent, Extent::None, PACKET_LEAST);
-            let upload = std::mem::replace(&mut self.upload, spent);
             tokio::task::spawn_local(wait_for_end(link, upload));
         }
         self.total.clear();
@@ -329,7 +319,7 @@ impl AjpBody {
         self.timer = None;
         self.total.clear();
         if let (Some(link), Some(true)) = (self.link.take(), reuse) {
-            link.go_home(&self.upload);
+            link.go_home(self.upload.as_deref());
         }
     }
 }
@@ -347,7 +337,13 @@ enum Next {
 }
 
 impl Link {
-    fn next(&mut self, upload: &mut Upload, rest: &mut Option<u64>) -> Result<Next, Violation> {
+    /// `bytes` came of a body that is over.
+    fn next(
+        &mut self,
+        upload: &mut Option<Box<Upload>>,
+        bytes: u64,
+        rest: &mut Option<u64>,
+    ) -> Result<Next, Violation> {
         Ok(match self.decoder.next(&mut self.wire.read)? {
             Some(Piece::Data(data)) => {
                 if let Some(rest) = rest {
@@ -359,8 +355,9 @@ impl Link {
                 return Err(Violation::TooLittle);
             }
             Some(Piece::End { reuse }) => Next::End { reuse },
-            Some(Piece::Wanted(bytes)) => {
-                upload.want(bytes)?;
+            Some(Piece::Wanted(wanted)) => {
+                let upload = upload.get_or_insert_with(|| Box::new(Upload::spent(bytes)));
+                upload.want(wanted)?;
                 Next::Asked
             }
             Some(piece @ (Piece::Head(_) | Piece::Pong)) => return Err(out_of_turn(&piece)),
@@ -369,8 +366,9 @@ impl Link {
     }
 
     /// To rest, if nothing is left over.
-    fn go_home(mut self, upload: &Upload) {
-        let clean = upload.is_settled() && self.wire.out.is_empty() && self.wire.read.is_empty();
+    fn go_home(mut self, upload: Option<&Upload>) {
+        let settled = upload.is_none_or(Upload::is_settled);
+        let clean = settled && self.wire.out.is_empty() && self.wire.read.is_empty();
         if let (true, Some(home)) = (clean, self.home.take()) {
             self.wire.rest();
             home.keep(self.wire);
@@ -379,16 +377,18 @@ impl Link {
 }
 
 /// Waits for the end of a response whose body is complete, for the connection's sake.
-async fn wait_for_end(mut link: Link, mut upload: Upload) {
+async fn wait_for_end(mut link: Link, mut upload: Option<Box<Upload>>) {
     let timer = Timer::after(END_PATIENCE);
     let mut rest = Some(0);
     let reuse = std::future::poll_fn(|cx| {
         loop {
             // Only the end of the request's body can be left to send.
-            if upload.poll(&mut link.wire, cx).is_err() {
+            if let Some(upload) = &mut upload
+                && upload.poll(&mut link.wire, cx).is_err()
+            {
                 return Poll::Ready(false);
             }
-            match link.next(&mut upload, &mut rest) {
+            match link.next(&mut upload, 0, &mut rest) {
                 Ok(Next::End { reuse }) => return Poll::Ready(reuse),
                 Ok(Next::Asked) => continue,
                 Ok(Next::More) => {}
@@ -407,6 +407,6 @@ async fn wait_for_end(mut link: Link, mut upload: Upload) {
     })
     .await;
     if reuse {
-        link.go_home(&upload);
+        link.go_home(upload.as_deref());
     }
 }

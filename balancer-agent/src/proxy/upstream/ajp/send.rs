@@ -4,7 +4,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::encode::{self, Unfit};
@@ -31,10 +30,10 @@ const NO_HTTP: &str = "it speaks AJP13 and has no `http_port`";
 /// With the body, for another attempt.
 pub async fn send(
     connections: &Rc<Connections>,
-    speech: &Arc<Speech>,
+    speech: &Speech,
     request: &mut Outgoing<'_>,
     mut body: RequestBody,
-    terms: Terms<'_>,
+    terms: &mut Terms<'_>,
 ) -> Result<Sent, Failure> {
     let unsent = |error, body| Failure {
         error,
@@ -43,7 +42,7 @@ pub async fn send(
     };
     let extent = body.extent();
     if request.is_websocket(extent) {
-        return upgrade(connections, speech, request, body, terms).await;
+        return Box::pin(upgrade(connections, speech, request, body, terms)).await;
     }
     let size = speech.ajp.packet_size;
     let own = connections.own();
@@ -74,7 +73,8 @@ pub async fn send(
             }
             None => {
                 let began = Instant::now();
-                match open(connections.address(), speech, terms.parties).await {
+                // Boxed: it is rare, and would have a place in every request otherwise.
+                match Box::pin(open(connections.address(), speech, terms.parties)).await {
                     Ok(wire) => {
                         *terms.handed = Handed::now(began.elapsed(), terms.timed);
                         wire
@@ -121,13 +121,16 @@ async fn kept(
     speech: &Speech,
     asked: bool,
 ) -> Option<(Box<Wire>, Duration)> {
-    let began = Instant::now();
     let rule = speech.ajp.ping;
+    // Looked at only when something takes time.
+    let mut began = None;
     loop {
         let (mut wire, rested) = connections.take(asked, speech.timeouts.keep_alive)?;
         if rule.reuse.is_none_or(|least| rested < least) {
-            return Some((wire, began.elapsed()));
+            let took = began.map_or(Duration::ZERO, |began: Instant| began.elapsed());
+            return Some((wire, took));
         }
+        let began = *began.get_or_insert_with(Instant::now);
         match ping(&mut wire, speech.ajp.packet_size, rule.timeout).await {
             Ok(()) => return Some((wire, began.elapsed())),
             // The others would keep us waiting one after the other.
@@ -167,7 +170,7 @@ async fn upgrade(
     speech: &Speech,
     request: &mut Outgoing<'_>,
     body: RequestBody,
-    terms: Terms<'_>,
+    terms: &mut Terms<'_>,
 ) -> Result<Sent, Failure> {
     let unsent = |error, body| Failure {
         error,

@@ -8,18 +8,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::decode::Violation;
 use super::encode::{BODY_END, BODY_HEAD, BodyPacket};
+use crate::model::http::PACKET_LEAST;
 use crate::proxy::types::BodyError;
 use crate::proxy::upstream::body::{Extent, RequestBody};
+use crate::proxy::upstream::wait::Waits;
 use crate::proxy::upstream::wire::{WRITE_MOST, Wire};
-
-/// Whom a request waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waits {
-    /// The client, for more of the body.
-    Client,
-    /// The backend, to take more, to ask for more, or to answer.
-    Backend,
-}
 
 /// The request's side of an exchange.
 pub(super) struct Upload {
@@ -61,6 +54,12 @@ impl Upload {
         }
     }
 
+    /// One that is over, of which so many bytes came from the client: there is nothing but
+    /// its end to send, should the container ask for more.
+    pub fn spent(bytes: u64) -> Self {
+        Self::new(RequestBody::spent(bytes), Extent::None, PACKET_LEAST)
+    }
+
     /// Bytes that came from the client.
     pub fn bytes(&self) -> u64 {
         self.body.bytes()
@@ -85,6 +84,11 @@ impl Upload {
     /// the next request may follow. It may have answered without having asked for the rest.
     pub fn is_settled(&self) -> bool {
         self.is_taken() && self.owed.is_none() && (self.rest == Some(0) || self.told)
+    }
+
+    /// Whether it has nothing more to do, here or for its source.
+    pub fn is_over(&self) -> bool {
+        self.ended && self.is_settled()
     }
 
     /// How far it is; changes whenever something moves.

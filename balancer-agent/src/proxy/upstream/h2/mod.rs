@@ -29,11 +29,12 @@ use super::body::{Extent, RequestBody};
 use super::h1::{EXPECT_PATIENCE, INFORMATIONAL};
 use super::head::{self, Framing, Incoming, Malformed, Outgoing};
 use super::pool::{Sent, Tunnel};
+use super::wait::ResponseTimer;
 use super::{BodyFault, Deadlines, Failure, Inform, ResponseBody, SendError};
 use crate::proxy::timer::Timer;
 use crate::proxy::websocket;
 use connection::Streaming;
-use upload::{Upload, Waits};
+use upload::Upload;
 
 pub use connection::H2Connection;
 pub use tunnel::H2Tunnel;
@@ -143,8 +144,7 @@ async fn answer(
     deadlines: &Deadlines,
     inform: &mut dyn Inform,
 ) -> Result<Response<RecvStream>, SendError> {
-    // Made only when something has to be waited for.
-    let mut timer: Option<Timer> = None;
+    let timer = ResponseTimer::new();
     let mut informed = 0;
     std::future::poll_fn(|cx| {
         let left = (upload.is_done(), upload.bytes());
@@ -176,24 +176,7 @@ async fn answer(
         if let Poll::Ready(result) = Pin::new(&mut *response).poll(cx) {
             return Poll::Ready(result.map_err(SendError::Http2));
         }
-        if deadlines.total.poll_expired(cx).is_ready() {
-            return Poll::Ready(Err(SendError::Timeout));
-        }
-        match (waits, &timer) {
-            // The client's time limits are for a body that does not come.
-            (Waits::Client, Some(timer)) => timer.clear(),
-            (Waits::Client, None) => {}
-            (Waits::Backend, Some(timer)) => {
-                if moved || !timer.is_set() {
-                    timer.restart(deadlines.response);
-                }
-            }
-            (Waits::Backend, None) => timer = Some(Timer::after(deadlines.response)),
-        }
-        match &timer {
-            Some(timer) => timer.poll_expired(cx).map(|()| Err(SendError::Timeout)),
-            None => Poll::Pending,
-        }
+        timer.poll(cx, waits, moved, deadlines).map(Err)
     })
     .await
 }

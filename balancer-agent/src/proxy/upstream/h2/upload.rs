@@ -9,6 +9,7 @@ use http_body::Frame;
 
 use super::super::body::{Extent, RequestBody};
 use super::super::head::is_forbidden_trailer;
+use super::super::wait::Waits;
 use crate::proxy::timer::Timer;
 use crate::proxy::types::BodyError;
 
@@ -21,15 +22,6 @@ pub struct Upload {
     /// The body waits for a 100.
     held: Option<Timer>,
     done: bool,
-}
-
-/// Whom a request waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Waits {
-    /// The client, for more of the body.
-    Client,
-    /// The backend, to take more or to answer.
-    Backend,
 }
 
 impl Upload {
@@ -85,7 +77,7 @@ impl Upload {
     }
 
     /// Sends as much as goes now. `Err` is the client's.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Result<Waits, BodyError> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Result<Waits, BodyError> {
         if let Some(timer) = &self.held {
             if timer.poll_expired(cx).is_pending() {
                 return Ok(Waits::Backend);
