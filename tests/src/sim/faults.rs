@@ -66,9 +66,12 @@ impl World {
             65..75 => {
                 let length = self.rng.range(20, 600) * MILLI;
                 self.nodes[victim].paused_until = self.now + length;
+                self.say(|| format!("node {victim} stands still for {} ms", length / MILLI));
             }
             75..82 => {
-                self.nodes[victim].clock.base += self.rng.range(50, 1200);
+                let jump = self.rng.range(50, 1200);
+                self.nodes[victim].clock.base += jump;
+                self.say(|| format!("the clock of node {victim} jumps by {jump} ms"));
                 self.storm();
             }
             82..90 => {

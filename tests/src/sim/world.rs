@@ -118,6 +118,8 @@ pub(super) struct World {
     pub report: Report,
     pub(super) persistent: bool,
     pub(super) verbose: bool,
+    /// The one session of which everything is printed.
+    pub(super) session: Option<usize>,
     /// Copies that a group has when all is well.
     pub copies: usize,
 }
@@ -218,6 +220,7 @@ impl World {
             report: Report::default(),
             persistent: options.persistent,
             verbose: options.verbose,
+            session: options.session,
             copies,
             rng,
         };
@@ -376,7 +379,16 @@ impl World {
             return Ok(());
         }
         let time = self.nodes[index].clock.read(self.now);
+        let before = self.traced(index);
+        let cause = self.cause(&input);
         let result = self.nodes[index].store.handle(input, time);
+        let after = self.traced(index);
+        if before != after {
+            let name = |version: Option<Version>| version.map_or("nothing".into(), brief);
+            self.say(|| format!("node {index} has {} by {cause}", name(after)));
+        }
+        // Before any answer goes out: what is acknowledged now began before.
+        self.client.look(&self.nodes[index].store);
         if let Err(error) = result {
             return Err(Broken(format!("a message that cannot be read: {error}")));
         }
@@ -503,6 +515,26 @@ impl World {
                 "node {index} forgets everything, though {:?} have all seen it lately",
                 others.collect::<Vec<_>>()
             ))),
+        }
+    }
+
+    /// What a node has of the session that is traced.
+    fn traced(&self, index: usize) -> Option<Version> {
+        let id = &self.client.sessions.get(self.session?)?.id;
+        self.nodes[index].store.version_of(GROUP, id)
+    }
+
+    /// An input in a few words, for a run that traces a session.
+    fn cause(&self, input: &Input<'_>) -> String {
+        match input {
+            _ if self.session.is_none() => String::new(),
+            Input::Tick => "itself".into(),
+            Input::Members { .. } => "a change of the members".into(),
+            Input::Frame { from, .. } => format!("word of node {}", index_of(*from)),
+            Input::Request { token, op, .. } | Input::Again { token, op, .. } => {
+                format!("request {} ({op:?})", token.0)
+            }
+            other => format!("{other:?}"),
         }
     }
 
@@ -637,4 +669,16 @@ impl World {
     pub(super) fn local_time(&self, index: usize) -> Time {
         self.nodes[index].clock.read(self.now)
     }
+}
+
+/// A version in a few words.
+fn brief(version: Version) -> String {
+    let Version {
+        epoch,
+        deleted,
+        stamp,
+        writer,
+    } = version;
+    let what = if deleted { "end" } else { "write" };
+    format!("{what} {epoch}/{stamp} of {writer:x}")
 }
