@@ -2,34 +2,11 @@
 
 use balancer_agent::session::Input;
 
-use super::membership::{node_id, truth};
+use super::membership::node_id;
 use super::oracle::Broken;
 use super::world::{Event, MILLI, World};
 
 impl World {
-    /// A node that was declared down comes back in a new life, with what it has.
-    pub(super) fn reborn(&mut self, index: usize) -> Result<(), Broken> {
-        if !self.beliefs[index].up || !self.beliefs[index].suspected {
-            return Ok(());
-        }
-        if self.cut.iter().any(|&(a, b)| a == index || b == index) {
-            let after = self.rng.range(100, 400) * MILLI;
-            self.push(after, Event::Reborn { node: index });
-            return Ok(());
-        }
-        self.new_incarnation(index);
-        self.tell(index)?;
-        self.gossip(1, 500);
-        Ok(())
-    }
-
-    pub(super) fn up(&self) -> Vec<usize> {
-        truth(&self.beliefs)
-            .iter()
-            .map(|&(index, _)| index)
-            .collect()
-    }
-
     pub(super) fn fault(&mut self) -> Result<(), Broken> {
         let up = self.up();
         let down: Vec<usize> = (0..self.nodes.len())
