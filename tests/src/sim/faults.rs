@@ -73,14 +73,53 @@ impl World {
         Ok(())
     }
 
+    /// All nodes crash at once and come back with their disks; while they are at it, again.
+    pub(super) fn collapse(&mut self, again: u32) -> Result<(), Broken> {
+        if self.quiet {
+            return Ok(());
+        }
+        self.say(|| format!("the whole cluster crashes, and {again} times more"));
+        for node in self.up() {
+            let torn = self.rng.chance(60);
+            self.go_down(node, torn, false)?;
+            // The last time one may be long in coming: the others serve by then.
+            let after = match again == 0 && self.rng.chance(30) {
+                true => self.rng.range(500, 4_000),
+                false => self.rng.range(1, 100),
+            };
+            self.push(after * MILLI, Event::Restart { node });
+        }
+        if again > 0 {
+            let after = self.rng.range(50, 900) * MILLI;
+            self.push(after, Event::Collapse { again: again - 1 });
+        }
+        Ok(())
+    }
+
+    /// A node crashes, perhaps loses its disk, and mostly comes back.
     fn crash(&mut self, index: usize) -> Result<(), Broken> {
+        let torn = self.rng.chance(60);
+        let disk_lost = self.rng.chance(20);
+        self.go_down(index, torn, disk_lost)?;
+        let away = match self.rng.below(10) {
+            0 => self.rng.range(5_500, 9_000),
+            1..4 => self.rng.range(10, 150), // Back before anyone noticed.
+            _ => self.rng.range(150, 3_000),
+        };
+        if self.rng.chance(90) {
+            self.push(away * MILLI, Event::Restart { node: index });
+        }
+        Ok(())
+    }
+
+    /// A node is no more; its next life will find what is left on its disk: of a `torn` one
+    /// perhaps without the batches that were on their way.
+    fn go_down(&mut self, index: usize, torn: bool, disk_lost: bool) -> Result<(), Broken> {
         let counters = self.nodes[index].store.counters();
         self.report.counts.take(&counters);
         self.beliefs[index].up = false;
         self.say(|| format!("node {index} crashes"));
         self.client.crashed(index, self.nodes[index].run);
-        let torn = self.rng.chance(60);
-        let disk_lost = self.rng.chance(20);
         let node = &mut self.nodes[index];
         let on_the_way = std::mem::take(&mut node.disk.on_the_way);
         if self.persistent {
@@ -117,14 +156,6 @@ impl World {
         }
         super::client::hide(self);
         self.gossip(200, 1200);
-        let away = match self.rng.below(10) {
-            0 => self.rng.range(5_500, 9_000),
-            1..4 => self.rng.range(10, 150), // Back before anyone noticed.
-            _ => self.rng.range(150, 3_000),
-        };
-        if self.rng.chance(90) {
-            self.push(away * MILLI, Event::Restart { node: index });
-        }
         Ok(())
     }
 

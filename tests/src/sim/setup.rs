@@ -113,6 +113,17 @@ impl World {
         let first = world.rng.range(500, 1500) * MILLI;
         world.push(first, Event::Fault);
         world.push(400 * MILLI, Event::Client);
+        // Only of what is on disks anything is left then. A source of its own: the other
+        // faults of a seed stay what they are.
+        let mut fate = Rng::new(!options.seed);
+        if options.persistent && fate.chance(40) {
+            let at = match fate.chance(40) {
+                true => fate.range(50, 1_000), // Before all know each other.
+                false => fate.range(1_000, 15_000),
+            };
+            let again = fate.range(1, 3) as u32;
+            world.push(at * MILLI, Event::Collapse { again });
+        }
         world
     }
 

@@ -44,6 +44,10 @@ pub(super) enum Event {
     Client,
     Fault,
     Heal,
+    /// The whole cluster goes down, and does so as often again.
+    Collapse {
+        again: u32,
+    },
 }
 
 /// The whole of a run.
@@ -186,6 +190,7 @@ impl World {
                 }
             }
             Event::Heal => self.heal(),
+            Event::Collapse { again } => self.collapse(again)?,
         }
         Ok(())
     }
