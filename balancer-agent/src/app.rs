@@ -18,6 +18,7 @@
 //! served. End: running requests, goodbye to the cluster, the socket, then the threads; the
 //! kernel program steers on.
 
+mod hops;
 mod ready;
 mod reload;
 pub mod sessions;
@@ -44,7 +45,7 @@ use crate::dataplane::Tables;
 use crate::dataplane::kernel::{self, Kernel, KernelOptions, Start};
 use crate::dataplane::object;
 use crate::model::Config;
-use crate::nexthop::{NextHops, Watcher};
+use crate::nexthop::NextHops;
 use crate::prober::{Limits, Prober};
 use crate::proxy::server::Proxy;
 use crate::proxy::stats::{Views, Web};
@@ -54,16 +55,13 @@ use crate::steering::flowkeeper::{FlowKeeper, Watched};
 use crate::steering::overrides::{Overrides, Store};
 use crate::steering::view::{World, health_in, hops_in};
 use crate::steering::{Input, Setup, SteeringError, SteeringHandle, Worker};
+use hops::{first_hops, follow_hops, watch_hops};
 use ready::Ready;
 use reload::Reloader;
 use sessions::LinkThread;
 
 pub use ready::check;
 
-/// How long the first round waits for the kernel's routes.
-const HOPS_PATIENCE: Duration = Duration::from_secs(2);
-/// Pause before netlink is opened again after it broke.
-const HOPS_PAUSE: Duration = Duration::from_secs(1);
 /// Threads for checks, netlink, membership and operators; the rest has threads of its own.
 const RUNTIME_THREADS: usize = 2;
 /// How long what still runs at the end may take.
@@ -522,104 +520,6 @@ async fn follow_links(cluster: Cluster, mut events: Events) {
         };
         tracing::info!(node = %cluster.name_of(node), "link {what}");
     }
-}
-
-/// Keeps a watcher of the kernel's routes alive.
-async fn watch_hops(
-    mut destinations: watch::Receiver<Vec<IpAddr>>,
-    out: watch::Sender<Arc<NextHops>>,
-) {
-    loop {
-        match watch_hops_once(&mut destinations, &out).await {
-            Ok(()) => return,
-            Err(error) => tracing::warn!(%error, "next hops can't be watched; trying again"),
-        }
-        tokio::time::sleep(HOPS_PAUSE).await;
-    }
-}
-
-/// `Ok` when nobody wants next hops any more.
-async fn watch_hops_once(
-    destinations: &mut watch::Receiver<Vec<IpAddr>>,
-    out: &watch::Sender<Arc<NextHops>>,
-) -> Result<(), crate::nexthop::NextHopError> {
-    let (watcher, handle, mut hops) = Watcher::new()?;
-    handle.set_destinations(destinations.borrow_and_update().clone());
-    let running = watcher.run();
-    tokio::pin!(running);
-    loop {
-        tokio::select! {
-            ended = &mut running => return ended,
-            changed = hops.changed() => if changed.is_ok() {
-                let hops = Arc::clone(&hops.borrow_and_update());
-                // A new watcher knows nothing at first; the old knowledge holds.
-                if hops.ready && out.send(hops).is_err() {
-                    return Ok(());
-                }
-            },
-            changed = destinations.changed() => match changed {
-                Ok(()) => handle.set_destinations(destinations.borrow_and_update().clone()),
-                Err(_) => return Ok(()),
-            },
-        }
-    }
-}
-
-/// The first answer of the kernel, if it comes in time.
-async fn first_hops(mut hops: watch::Receiver<Arc<NextHops>>) -> Arc<NextHops> {
-    let ready = hops.wait_for(|hops| hops.ready);
-    match tokio::time::timeout(HOPS_PATIENCE, ready).await {
-        Ok(Ok(hops)) => Arc::clone(&hops),
-        _ => {
-            tracing::warn!("the kernel's routes are not known yet; the first round is without");
-            Arc::default()
-        }
-    }
-}
-
-/// Tells the worker of next hops, and attaches again where devices have changed.
-async fn follow_hops(
-    mut hops: watch::Receiver<Arc<NextHops>>,
-    kernel: Option<Arc<Kernel>>,
-    steering: SteeringHandle,
-) {
-    let mut links = None;
-    loop {
-        let now = Arc::clone(&hops.borrow_and_update());
-        if now.ready {
-            if steering.tell(Input::Hops(Arc::clone(&now))).is_err() {
-                return;
-            }
-            if let Some(kernel) = &kernel
-                && links.as_ref() != Some(&now.links)
-            {
-                links = Some(now.links.clone());
-                if refresh(kernel).await && tell_attached(kernel, &steering).is_err() {
-                    return;
-                }
-            }
-        }
-        if hops.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn refresh(kernel: &Arc<Kernel>) -> bool {
-    let kernel = Arc::clone(kernel);
-    let refresh = move || {
-        let changed = kernel.refresh_interfaces();
-        if changed {
-            for attached in kernel.attached() {
-                tracing::info!(interface = attached.interface, mode = %attached.mode, "attached");
-            }
-            for failed in kernel.failed() {
-                tracing::warn!("not attached to {failed}");
-            }
-        }
-        changed
-    };
-    tokio::task::spawn_blocking(refresh).await.unwrap_or(false)
 }
 
 fn tell_attached(kernel: &Kernel, steering: &SteeringHandle) -> Result<(), SteeringError> {

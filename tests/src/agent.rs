@@ -21,6 +21,7 @@ use tempfile::TempDir;
 
 use crate::netns::Netns;
 use crate::process::{Process, sibling, wait_until};
+use crate::scratch;
 use crate::topology::Lab;
 
 const BPFFS: &str = "/sys/fs/bpf";
@@ -99,10 +100,7 @@ impl Agent {
     fn build(ns: &Netns, interfaces: &[String], xdp: Option<String>, config: &str) -> Self {
         let binary =
             std::env::var_os("BALANCER_BIN").map_or_else(|| sibling("balancer"), PathBuf::from);
-        let dir = tempfile::Builder::new()
-            .prefix("balancer-")
-            .tempdir()
-            .expect("a directory");
+        let dir = scratch::dir("agent");
         let agent = Self {
             ns: ns.clone(),
             process: None,
@@ -455,15 +453,20 @@ fn sweep() {
     }
 }
 
+/// The pin directories that agents of this process have made and that are not yet removed.
+pub fn own() -> Vec<PathBuf> {
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    let entries = fs::read_dir(BPFFS).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
+        .collect()
+}
+
 /// Removes every pin directory of this process: for a signal handler's thread, right
 /// before the process exits.
 pub fn remove_own() {
-    let prefix = format!("{PREFIX}{}-", std::process::id());
-    for entry in fs::read_dir(BPFFS).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
-            remove(&entry.path());
-        }
-    }
+    own().iter().for_each(|dir| remove(dir));
 }
 
 fn remove(dir: &Path) {

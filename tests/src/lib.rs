@@ -29,6 +29,7 @@ pub mod netns;
 pub mod object;
 pub mod packets;
 pub mod process;
+pub mod scratch;
 pub mod server;
 pub mod sessions;
 pub mod setup;

@@ -20,6 +20,8 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::process;
+
 const RUN: &str = "/run/netns";
 const PREFIX: &str = "bal-";
 
@@ -50,11 +52,14 @@ impl Netns {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", std::process::id());
-        check(Command::new("ip").args(["netns", "add", &name]));
-        let path = Path::new(RUN).join(&name);
-        let file =
-            File::open(&path).unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
-        let ns = Self(Arc::new(Inner { name, file }));
+        let ns = {
+            let _open = process::gate();
+            check(Command::new("ip").args(["netns", "add", &name]));
+            let path = Path::new(RUN).join(&name);
+            let file = File::open(&path)
+                .unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
+            Self(Arc::new(Inner { name, file }))
+        };
         ns.enter(|| {
             for conf in ["default", "all"] {
                 write_sysctl(&format!("net.ipv4.conf.{conf}.rp_filter"), "0");

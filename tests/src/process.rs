@@ -5,8 +5,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,20 @@ use nix::unistd::Pid;
 
 /// How long the harness waits for what should take milliseconds.
 pub const BOUND: Duration = Duration::from_secs(10);
+
+/// Read by whoever makes what outlives this process, while it does so.
+static GATE: RwLock<()> = RwLock::new(());
+
+/// Keeps [`close`] waiting as long as it is held: for whoever makes what it removes.
+pub(crate) fn gate() -> RwLockReadGuard<'static, ()> {
+    GATE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on no thread makes processes, namespaces or directories: one that tries waits
+/// until this process exits. For a signal handler's thread, before it removes all of them.
+pub fn close() {
+    std::mem::forget(GATE.write());
+}
 
 /// A child process that is killed when it goes out of scope.
 pub struct Process {
@@ -27,6 +41,7 @@ impl Process {
     /// Starts a child whose output is appended to the file `log`.
     #[track_caller]
     pub fn spawn(name: &str, mut command: Command, log: &Path) -> Self {
+        let _open = gate();
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -118,7 +133,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill9();
-        let log = if thread::panicking() {
+        // Closed, what fails does so because all is being taken down.
+        let log = if thread::panicking() && GATE.try_read().is_ok() {
             self.log()
         } else {
             String::new()

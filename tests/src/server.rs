@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::netns::Netns;
 use crate::process::{BOUND, Process, sibling, wait_until};
+use crate::scratch;
 use crate::topology::Place;
 
 /// The port of TCP echo and UDP echo in [`Server::at`].
@@ -83,10 +84,7 @@ impl Server {
     /// Starts a server in a namespace; waits until it listens.
     #[track_caller]
     pub fn start(ns: &Netns, name: &str, ports: Ports) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("testserver-")
-            .tempdir()
-            .expect("a directory");
+        let dir = scratch::dir("testserver");
         let process = launch(ns, name, &ports, &dir);
         let server = Self {
             name: name.to_owned(),

@@ -16,6 +16,7 @@ use crate::http::raw::{Answer, Raw};
 use crate::http::web::CHECK;
 use crate::netns::{End, Link, Netns, veth};
 use crate::process::{BOUND, wait_until};
+use crate::scratch;
 
 /// A pool that learns its sessions, which are of the group `user`.
 pub const LEARN: &str = "type = \"learn\"\ncookie = \"SID\"\ngroup = \"user\"\n";
@@ -64,8 +65,7 @@ impl Site {
 
     #[track_caller]
     fn build(agents: usize, disks: Option<PathBuf>, group: &str, sticky: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("sessions-").tempdir();
-        let dir = dir.expect("a directory");
+        let dir = scratch::dir("sessions");
         let secret = dir.path().join("secret");
         fs::write(&secret, "0123456789abcdefghijklmnopqrstuvwxyz0123").expect("a secret");
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("its mode");

@@ -8,7 +8,8 @@ use crate::{build_ebpf, place, setup};
 /// Options of `demo`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Options of the demonstration itself.
+    /// Which part (`steering`, `web`, `cluster`, `tomcat`; without: all), and options of the
+    /// demonstration itself (`--help` after `--` lists them).
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }

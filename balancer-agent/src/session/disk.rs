@@ -33,6 +33,8 @@ pub(super) struct Log {
     mark: Option<(u64, i64)>,
     /// The disk has all from before this time.
     flushed: i64,
+    /// The batch that has the latest [`Change::Cluster`], and when it was appended.
+    meta: Option<(u64, i64)>,
 }
 
 /// "I hold what you had of this bucket", to be said when the disk holds it too.
@@ -169,7 +171,23 @@ impl Store {
         let now = self.now.signed();
         let age = |seen: i64| now.saturating_sub(seen).max(0) as u64;
         let known = self.known.iter().map(|(&node, &seen)| (node, age(seen)));
-        put_cluster(self.log.begin(), self.lamport, self.weight, known);
+        let cluster = Remembered {
+            lamport: self.lamport,
+            weight: self.weight,
+            memory: self.memory(),
+        };
+        put_cluster(self.log.begin(), cluster, known);
+        self.log.meta = Some((self.log.next(), now));
+    }
+
+    /// Whether whom this node knows is on its disk, or the disk has been waited for long
+    /// enough: one that fails must not keep others from serving.
+    pub(super) fn meta_is_safe(&self) -> bool {
+        let Some((batch, at)) = self.log.meta.filter(|_| self.persistent()) else {
+            return true;
+        };
+        let waited = self.now.signed().saturating_sub(at);
+        batch <= self.log.done || waited > self.config.timing.operation as i64
     }
 
     /// The next batch for the disk, if it may have one.
@@ -352,18 +370,12 @@ impl Store {
                         (0..group.buckets.len() as u16).for_each(|b| group.clear(b));
                     }
                 }
-                Change::Cluster {
-                    lamport,
-                    weight,
-                    known,
-                    ..
-                } => {
-                    self.lamport = self.lamport.max(lamport);
-                    self.weight = weight;
+                Change::Cluster { cluster, known, .. } => {
+                    self.lamport = self.lamport.max(cluster.lamport);
+                    self.weight = cluster.weight;
                     let seen = |(node, age)| (node, now.saturating_sub_unsigned(age));
                     self.known = known.into_iter().map(seen).collect();
-                    // What it does not say it has forgotten in its time.
-                    self.memory = Some(i64::MIN);
+                    self.memory = Some(now.saturating_sub_unsigned(cluster.memory));
                 }
                 Change::Bucket {
                     group,
@@ -399,18 +411,28 @@ impl Store {
 /// Appends [`Change::Cluster`].
 pub(super) fn put_cluster(
     out: &mut Vec<u8>,
-    lamport: u64,
-    weight: u32,
+    cluster: Remembered,
     known: impl ExactSizeIterator<Item = (NodeId, u64)>,
 ) {
     out.push(4);
-    put_varint(out, lamport);
-    put_varint(out, u64::from(weight));
+    put_varint(out, cluster.lamport);
+    put_varint(out, u64::from(cluster.weight));
+    put_varint(out, cluster.memory);
     put_varint(out, known.len() as u64);
     for (node, age) in known {
         out.extend_from_slice(&node.0.to_le_bytes());
         put_varint(out, age);
     }
+}
+
+/// What a node has to know of itself and its cluster when it returns.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Remembered {
+    pub lamport: u64,
+    /// Members of the last view in which it served.
+    pub weight: u32,
+    /// For how many milliseconds it had known who was a member.
+    pub memory: u64,
 }
 
 /// What one record of a batch says.
@@ -427,8 +449,7 @@ pub(super) enum Change<'a> {
     Wipe,
     /// What this node knows of the cluster.
     Cluster {
-        lamport: u64,
-        weight: u32,
+        cluster: Remembered,
         /// Nodes, and how long ago each was seen, in milliseconds.
         known: Vec<(NodeId, u64)>,
         record: &'a [u8],
@@ -479,14 +500,16 @@ fn change<'a>(reader: &mut Reader<'a>) -> Result<Change<'a>, DecodeError> {
         },
         3 => Change::Wipe,
         4 => {
-            let lamport = reader.varint_to(MAX_STAMP)?;
-            let weight = reader.varint_to(u64::from(u32::MAX))? as u32;
+            let cluster = Remembered {
+                lamport: reader.varint_to(MAX_STAMP)?,
+                weight: reader.varint_to(u64::from(u32::MAX))? as u32,
+                memory: reader.varint()?,
+            };
             let count = reader.varint_to(MAX_LIST as u64)?;
             let node = |_| Ok((NodeId(reader.u64()?), reader.varint()?));
             let known = (0..count).map(node).collect::<Result<_, DecodeError>>()?;
             Change::Cluster {
-                lamport,
-                weight,
+                cluster,
                 known,
                 record: &whole[..whole.len() - reader.left()],
             }

@@ -50,8 +50,6 @@ mod counters;
 pub mod database;
 mod disk;
 pub mod driver;
-#[cfg(test)]
-mod driver_tests;
 mod execute;
 pub mod handle;
 mod inspect;

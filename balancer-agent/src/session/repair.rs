@@ -284,6 +284,10 @@ impl Store {
         // here on its acknowledgements count.
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.flags.get_or_insert_default().admitted = true;
+            self.note_seen(from);
+        }
+        if !self.would_know() {
+            return; // It asks again.
         }
         let group = self.group_of(key).map(|g| &self.groups[g]);
         let differ = |&(bucket, digest): &(u16, u64)| {

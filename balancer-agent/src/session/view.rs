@@ -337,7 +337,7 @@ impl Store {
         }
     }
 
-    fn seen_lately(&self, node: NodeId) -> bool {
+    pub(super) fn seen_lately(&self, node: NodeId) -> bool {
         self.known.get(&node).is_some_and(|&seen| {
             self.now.signed().saturating_sub(seen) <= self.config.timing.absence as i64
         })
@@ -347,14 +347,14 @@ impl Store {
         let reply = Record::JoinReply {
             ready: self.ready(),
             known: self.seen_lately(from),
-            sure: self.memory() >= self.config.timing.absence,
+            sure: self.sure(),
             weight: self.weight,
         };
         self.send(from, &reply);
     }
 
     /// For how many milliseconds this node has known who was a member.
-    fn memory(&self) -> u64 {
+    pub(super) fn memory(&self) -> u64 {
         let now = self.now.signed();
         let since = self.memory.unwrap_or(now);
         now.saturating_sub(since).max(0) as u64
@@ -442,9 +442,7 @@ impl Store {
             // With this report comes whom it has known all that time.
             let since = now.signed().saturating_sub_unsigned(memory);
             self.memory = self.memory.map(|own| own.min(since));
-            if self.known.insert(from, now.signed()).is_none() {
-                self.log_meta();
-            }
+            self.note_seen(from);
             if view == self.view.id {
                 self.repair.hurry(from);
             }
@@ -459,6 +457,26 @@ impl Store {
                 self.known.entry(node).or_insert(seen);
             }
         }
+    }
+
+    /// A node that may keep what it has was heard of just now.
+    pub(super) fn note_seen(&mut self, node: NodeId) {
+        if self.known.insert(node, self.now.signed()).is_none() {
+            self.log_meta();
+        }
+    }
+
+    /// Whether a node that this one does not know was away for too long, for all that this
+    /// one knows.
+    pub(super) fn sure(&self) -> bool {
+        self.memory() >= self.config.timing.absence
+    }
+
+    /// Whether this node would still know whom it knows after it was killed now. Until then
+    /// it must not help another one to serve: that one might be refused when it returns,
+    /// and forget what it has acknowledged.
+    pub(super) fn would_know(&self) -> bool {
+        !self.sure() || self.meta_is_safe()
     }
 
     /// Forgets nodes that would have to come back empty anyway, and notes whether all

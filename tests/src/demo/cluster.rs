@@ -29,6 +29,7 @@ use super::{Options, TAKEN_OUT};
 use crate::agent::Agent;
 use crate::http::apps::App;
 use crate::process::{BOUND, came_true};
+use crate::scratch;
 use crate::topology::Place;
 
 const NODES: usize = 3;
@@ -48,8 +49,7 @@ pub fn play(show: &mut Show, options: &Options) {
     show.say("name no server: the agents learn them and tell each other, over encrypted links");
     show.say("that only holders of the cluster's secret can make.");
     let spinner = show.spinner("building");
-    let dir = tempfile::Builder::new().prefix("demo-").tempdir();
-    let dir = dir.expect("a directory");
+    let dir = scratch::dir("demo");
     let secret = dir.path().join("secret");
     fs::write(&secret, random_secret()).expect("write the secret");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("protect the secret");

@@ -84,6 +84,13 @@ impl Show {
         bar
     }
 
+    /// A bar for steps that take long each; without a terminal, a line for each.
+    pub fn steps(&self, count: usize) -> Steps {
+        let bar = self.bar("", count as u64);
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Steps { bar }
+    }
+
     /// Prints every promise again, and says whether all were kept.
     pub fn summary(&self, time: Duration) -> bool {
         println!("\n=== Summary");
@@ -105,6 +112,29 @@ impl Show {
             time.as_secs_f64()
         );
         broken == 0
+    }
+}
+
+/// What [`Show::steps`] shows.
+pub struct Steps {
+    bar: ProgressBar,
+}
+
+impl Steps {
+    /// Begins the next one.
+    pub fn next(&self, what: &str) {
+        if self.bar.is_hidden() {
+            println!("    ... {what}");
+        }
+        if !self.bar.message().is_empty() {
+            self.bar.inc(1);
+        }
+        self.bar.set_message(what.to_owned());
+    }
+
+    /// The last one is done.
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
     }
 }
 

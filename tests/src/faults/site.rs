@@ -18,6 +18,7 @@ use crate::agent::Agent;
 use crate::http::apps::App;
 use crate::http::web::CHECK;
 use crate::netns::{End, Link, Netns, veth};
+use crate::scratch;
 
 const SECRET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz0123";
 const POOL: &str = "app";
@@ -84,8 +85,7 @@ impl Site {
     /// Agents that are together, and serve.
     #[track_caller]
     pub fn new(kind: Kind, sync: bool) -> Self {
-        let dir = tempfile::Builder::new().prefix("faults-").tempdir();
-        let dir = dir.expect("a directory");
+        let dir = scratch::dir("faults");
         let secret = dir.path().join("secret");
         fs::write(&secret, SECRET).expect("write the secret");
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("permissions");

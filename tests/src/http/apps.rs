@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::app::{Seen, Stats};
 use crate::netns::Netns;
 use crate::process::{BOUND, Process, sibling, wait_until};
+use crate::scratch;
 
 /// How a server is started.
 #[derive(Clone, Debug, Default)]
@@ -54,8 +55,7 @@ impl App {
     /// Starts one; waits until it listens.
     #[track_caller]
     pub fn start(ns: &Netns, setup: Setup) -> Self {
-        let dir = tempfile::Builder::new().prefix("appserver-").tempdir();
-        let dir = dir.expect("a directory");
+        let dir = scratch::dir("appserver");
         let process = launch(ns, &setup, &dir);
         let mut app = Self {
             setup,

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use super::raw;
 use crate::netns::Netns;
 use crate::process::{Process, wait_until};
+use crate::scratch;
 
 /// Debian's package `tomcat10-common`.
 const HOME: &str = "/usr/share/tomcat10";
@@ -109,8 +110,7 @@ impl Tomcat {
             Path::new(HOME).exists(),
             "there is no {HOME}: `cargo xtask setup` installs tomcat10-common"
         );
-        let dir = tempfile::Builder::new().prefix("tomcat-").tempdir();
-        let dir = dir.expect("a directory");
+        let dir = scratch::dir("tomcat");
         for part in ["conf", "temp", "logs", "work", "lib"] {
             fs::create_dir_all(dir.path().join(part)).expect("a directory");
         }
@@ -191,7 +191,7 @@ impl Tomcat {
 fn classes() -> &'static [(String, Vec<u8>)] {
     static CLASSES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     CLASSES.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = scratch::dir("classes");
         let sources = [
             ("Probe.java", include_str!("tomcat/Probe.java")),
             ("Mirror.java", include_str!("tomcat/Mirror.java")),

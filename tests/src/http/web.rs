@@ -14,6 +14,7 @@ use super::raw::Raw;
 use crate::agent::Agent;
 use crate::netns::Netns;
 use crate::process::{BOUND, wait_until};
+use crate::scratch;
 
 /// Where plain frontends listen.
 pub const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -168,8 +169,7 @@ impl Curl {
 
 /// A directory for a scene, that daemons of other users could read.
 pub fn scene_dir() -> TempDir {
-    let dir = tempfile::Builder::new().prefix("web-").tempdir();
-    dir.expect("a directory")
+    scratch::dir("web")
 }
 
 /// A plain frontend for the pool `app`, with further keys and tables.

@@ -1,12 +1,14 @@
 //! The parts of Apache httpd's configuration that stand before mod_jk: where it listens,
 //! virtual hosts, mounts, static files, redirects and certificates.
 //!
-//! - `lex`: nodes; `collect`: includes and conditions; `host`: what a server says;
+//! - `lex`: nodes; `collect`: includes and conditions; `host`: what a server says; `reasons`:
+//!   what it says in vain;
 //! - here: which server answers where.
 
 mod collect;
 mod host;
 mod lex;
+mod reasons;
 
 use std::net::IpAddr;
 use std::path::Path;

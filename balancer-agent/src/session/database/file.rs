@@ -15,7 +15,7 @@ use redb::{
 };
 
 use super::super::codec::FORMAT;
-use super::super::disk::{Change, changes, put_cluster};
+use super::super::disk::{Change, Remembered, changes, put_cluster};
 use super::super::wire::DecodeError;
 use super::facts::{ABOUT, LAYOUT, check_of, facts, judge, not_regular};
 use super::fault::{Fault, fault, guarded, odd, unusable};
@@ -431,21 +431,23 @@ impl Opened {
         self.stamp = stamp;
         let mut batch = vec![FORMAT];
         let Some(record) = value("cluster")? else {
-            put_cluster(&mut batch, stamp, 0, [].into_iter());
+            let cluster = Remembered {
+                lamport: stamp,
+                ..Remembered::default()
+            };
+            put_cluster(&mut batch, cluster, [].into_iter());
             return Ok(batch);
         };
         let whole = [&[FORMAT], &*record].concat();
         let first = changes(&whole).ok().and_then(|mut all| all.next());
         let Some(Ok(Change::Cluster {
-            lamport,
-            weight,
-            known,
-            ..
+            mut cluster, known, ..
         })) = first
         else {
             return Err(odd("cluster"));
         };
-        put_cluster(&mut batch, stamp.max(lamport), weight, known.into_iter());
+        cluster.lamport = cluster.lamport.max(stamp);
+        put_cluster(&mut batch, cluster, known.into_iter());
         Ok(batch)
     }
 

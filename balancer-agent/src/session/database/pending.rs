@@ -91,9 +91,9 @@ impl<'a> Pending<'a> {
                     self.cleared.insert(prefix);
                 }
                 Change::Cluster {
-                    record, lamport, ..
+                    record, cluster, ..
                 } => {
-                    self.stamp = self.stamp.max(lamport);
+                    self.stamp = self.stamp.max(cluster.lamport);
                     self.cluster = Some(record);
                 }
             }

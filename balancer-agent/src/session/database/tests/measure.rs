@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use super::super::super::driver_tests::{Node as Peer, Wires};
+use super::super::super::driver::tests::{Node as Peer, Wires};
 use super::super::super::handle::Kept;
 use super::*;
 

@@ -2,6 +2,7 @@
 
 mod file;
 mod measure;
+mod members;
 mod power;
 mod writer;
 

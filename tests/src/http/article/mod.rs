@@ -2,7 +2,14 @@
 //! hosts with httpd, mod_jk and a Tomcat with two services each, whose sessions Tomcat itself
 //! replicates. Here a balancer in the kernel stands for HAProxy, and an agent on each host for
 //! httpd with mod_jk; their configurations are what `balancer import` makes of the article's
-//! own files. Nothing but addresses and document roots is adapted.
+//! own files. Nothing but addresses and document roots is adapted, and how long checks wait.
+//!
+//! What its visitors do, and see, is in [`visit`] and [`others`]; where paths lead, in
+//! [`paths`].
+
+pub mod others;
+pub mod paths;
+pub mod visit;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,34 +18,41 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::raw::Raw;
+use super::raw::{self, Raw};
 use super::tomcat::{self, Tomcat};
-use super::web::scene_dir;
 use crate::agent::Agent;
 use crate::process::{sibling, wait_until};
+use crate::scratch;
 use crate::topology::{Lab, Options};
 
 const IMPORTED: [(&str, &str); 4] = [
     (
         "haproxy.cfg",
-        include_str!("../../../balancer-agent/tests/import/article/haproxy.cfg"),
+        include_str!("../../../../balancer-agent/tests/import/article/haproxy.cfg"),
     ),
     (
         "workers.properties",
-        include_str!("../../../balancer-agent/tests/import/article/workers.properties"),
+        include_str!("../../../../balancer-agent/tests/import/article/workers.properties"),
     ),
     (
         "httpd.conf",
-        include_str!("../../../balancer-agent/tests/import/article/httpd.conf"),
+        include_str!("../../../../balancer-agent/tests/import/article/httpd.conf"),
     ),
     (
         "mod_jk.conf",
-        include_str!("../../../balancer-agent/tests/import/article/mod_jk.conf"),
+        include_str!("../../../../balancer-agent/tests/import/article/mod_jk.conf"),
     ),
 ];
 
 /// Where the article has its two hosts.
 const THERE: [&str; 2] = ["172.18.0.12", "172.18.0.13"];
+
+/// Hosts, and Tomcats.
+pub const HOSTS: usize = THERE.len();
+
+/// What [`Plan::start`] does one after the other: each Tomcat, their cluster, the agents, the
+/// balancer.
+pub const STEPS: usize = HOSTS + 3;
 
 /// Folders that `JkUnMount` leaves to httpd.
 pub const STATIC: [&str; 5] = ["images", "js", "css", "externlib", "sample"];
@@ -82,6 +96,27 @@ pub const ADMIN: Service = Service {
     receiver: 4000,
 };
 
+/// What `balancer import` made of some of the files.
+#[derive(Clone, Debug)]
+pub struct Import {
+    /// The command, as typed.
+    pub command: String,
+    /// The configuration.
+    pub config: String,
+    /// What it said besides: a line for each directive that is not in it, and notes.
+    pub said: Vec<String>,
+}
+
+/// The hosts are there, and the files imported; nothing runs yet.
+pub struct Plan {
+    /// For the balancer: HAProxy's.
+    pub front: Import,
+    /// For the agents: mod_jk's and httpd's.
+    pub back: Import,
+    lab: Lab,
+    dir: TempDir,
+}
+
 /// All of it, running. Dropped in this order.
 pub struct Article {
     /// The balancer, in the kernel.
@@ -92,23 +127,24 @@ pub struct Article {
     pub tomcats: Vec<Option<Tomcat>>,
     /// The namespaces: the hosts are the lab's servers.
     pub lab: Lab,
-    dir: TempDir,
+    /// The document roots, which both hosts share.
+    _dir: TempDir,
 }
 
-impl Article {
-    /// Starts everything, and waits until all of it is up.
+impl Plan {
+    /// Makes the namespaces, writes the files and imports them.
     #[track_caller]
-    pub fn start() -> Self {
+    pub fn new() -> Self {
         let lab = Lab::with(&Options {
-            servers: 2,
+            servers: HOSTS,
             // Tomcats find each other by multicast.
             shared_segment: true,
             ..Options::default()
         });
-        let dir = scene_dir();
+        let dir = scratch::dir("article");
         files(&lab, dir.path());
+        let address = vip(&lab).to_string();
         let front = import(
-            &lab,
             dir.path(),
             &[
                 "haproxy",
@@ -116,25 +152,41 @@ impl Article {
                 "--interface",
                 "client0",
                 "--address",
+                &address,
             ],
         );
-        // The harness has this section of its own, with pins and both interfaces.
-        let section = "[xdp]\ninterfaces = [\"client0\"]\n";
-        assert!(front.contains(section), "{front}");
-        let front = front.replace(section, "");
         let back = import(
-            &lab,
             dir.path(),
             &["workers", "workers.properties", "--httpd", "httpd.conf"],
         );
-        let mut agents = Vec::new();
-        let mut tomcats = Vec::new();
+        Self {
+            front,
+            back,
+            lab,
+            dir,
+        }
+    }
+
+    /// Starts everything, and waits until all of it is up. Each of [`STEPS`] steps is told
+    /// of before it begins.
+    #[track_caller]
+    pub fn start(self, mut tell: impl FnMut(&str)) -> Article {
+        let Self {
+            front,
+            back,
+            lab,
+            dir,
+        } = self;
         // One after the other: the second asks the first for its sessions, and would wait
         // a minute for one that is not ready to answer.
-        for host in 0..2 {
-            tomcats.push(Some(start_tomcat(&lab, host)));
-        }
+        let tomcats: Vec<_> = (0..HOSTS)
+            .map(|host| {
+                tell(&format!("the Tomcat of host{} starts", host + 1));
+                Some(start_tomcat(&lab, host))
+            })
+            .collect();
         // What a Tomcat does before it knows the other is never told to it.
+        tell("the Tomcats find each other");
         wait_until("the Tomcats to know each other", tomcat::START, || {
             let knows = |log: String| log.matches("Replication member added").count() >= 2;
             tomcats
@@ -142,21 +194,42 @@ impl Article {
                 .flatten()
                 .all(|tomcat: &Tomcat| knows(tomcat.log()))
         });
+        tell("the agents start, and check the Tomcats");
+        let mut agents = Vec::new();
+        let config = patient(&back.config);
         for place in &lab.servers {
-            let mut agent = Agent::prepare_plain(&place.ns, &back);
+            let mut agent = Agent::prepare_plain(&place.ns, &config);
             agent.run();
             agents.push(agent);
         }
         agents.iter().for_each(Agent::wait_all_up);
-        let balancer = Agent::start(&lab, &front);
+        tell("the balancer loads its program, and checks the agents");
+        // The harness has this section of its own, with pins and both interfaces.
+        let section = "[xdp]\ninterfaces = [\"client0\"]\n";
+        assert!(front.config.contains(section), "{}", front.config);
+        let balancer = Agent::start(&lab, &front.config.replace(section, ""));
         balancer.wait_all_up();
-        Self {
+        Article {
             balancer,
             agents,
             tomcats,
             lab,
-            dir,
+            _dir: dir,
         }
+    }
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Article {
+    /// Starts everything, and waits until all of it is up.
+    #[track_caller]
+    pub fn start() -> Self {
+        Plan::new().start(|_| ())
     }
 
     /// Where clients ask for a service.
@@ -164,30 +237,22 @@ impl Article {
         SocketAddr::new(IpAddr::V4(vip(&self.lab)), service.port)
     }
 
-    /// A client of a service.
-    #[track_caller]
-    pub fn client(&self, service: Service) -> Raw {
-        let client = Raw::connect(&self.lab.client, self.address(service));
+    /// A connection to a service.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn client(&self, service: Service) -> Result<Raw, String> {
+        let address = self.address(service);
+        let tcp = raw::tcp(&self.lab.client, None, address);
+        let client = Raw::plain(tcp.map_err(|error| format!("connect to {address}: {error}"))?);
         client.patience(tomcat::START);
-        client
+        Ok(client)
     }
 
-    /// `kill -9` of a host's Tomcat: both its services end.
-    pub fn kill_tomcat(&mut self, host: usize) {
-        if let Some(mut tomcat) = self.tomcats[host].take() {
-            tomcat.kill9();
-        }
-    }
-
-    /// Starts it again; its agents find it by themselves.
+    /// Starts a host's Tomcat again; its agents find it by themselves.
     #[track_caller]
     pub fn restart_tomcat(&mut self, host: usize) {
         self.tomcats[host] = Some(start_tomcat(&self.lab, host));
-    }
-
-    /// The document root of a service, which both hosts share.
-    pub fn root(&self, service: Service) -> std::path::PathBuf {
-        self.dir.path().join(format!("www/mago3d-{}", service.name))
     }
 }
 
@@ -225,18 +290,28 @@ fn files(lab: &Lab, dir: &Path) {
 
 /// What `balancer import` makes of them.
 #[track_caller]
-fn import(lab: &Lab, dir: &Path, arguments: &[&str]) -> String {
+fn import(dir: &Path, arguments: &[&str]) -> Import {
     let binary = std::env::var_os("BALANCER_BIN").map_or_else(|| sibling("balancer"), Into::into);
     let mut command = Command::new(binary);
     command.arg("import").args(arguments).current_dir(dir);
-    if arguments.last() == Some(&"--address") {
-        command.arg(vip(lab).to_string());
-    }
     let output = command.output().expect("run balancer import");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{arguments:?}: {said}");
-    println!("{said}");
-    String::from_utf8(output.stdout).expect("TOML")
+    Import {
+        command: format!("balancer import {}", arguments.join(" ")),
+        config: String::from_utf8(output.stdout).expect("TOML"),
+        said: said.lines().map(str::to_owned).collect(),
+    }
+}
+
+/// Lets Tomcats take their time over checks, of which the article's files say nothing: one
+/// that a busy machine keeps waiting is not dead. One that is refuses connections.
+#[track_caller]
+fn patient(config: &str) -> String {
+    let sticky = "[pool.sticky]\n";
+    let check = format!("[pool.check]\ntimeout = \"5s\"\n\n{sticky}");
+    assert_eq!(config.matches(sticky).count(), 2, "{config}");
+    config.replace(sticky, &check)
 }
 
 #[track_caller]
@@ -249,12 +324,12 @@ fn start_tomcat(lab: &Lab, host: usize) -> Tomcat {
         let source = base.join(format!("source/mago3d-{}", service.name));
         fs::create_dir_all(source.join("WEB-INF")).expect("a folder");
         for (name, text) in [
-            ("web.xml", include_str!("tomcat/article/web.xml")),
-            ("app.jsp", include_str!("tomcat/article/app.jsp")),
+            ("web.xml", include_str!("../tomcat/article/web.xml")),
+            ("app.jsp", include_str!("../tomcat/article/app.jsp")),
         ] {
             fs::write(source.join("WEB-INF").join(name), text).expect("write a file");
         }
-        services += &include_str!("tomcat/article/service.xml")
+        services += &include_str!("../tomcat/article/service.xml")
             .replace("ENGINE", service.engine)
             .replace("NODE", &format!("{}{}", service.name, host + 1))
             .replace("\"AJP\"", &format!("\"{}\"", service.ajp))
@@ -265,7 +340,7 @@ fn start_tomcat(lab: &Lab, host: usize) -> Tomcat {
             .replace("ADDRESS", &place.v4.to_string())
             .replace("DOCBASE", &source.display().to_string());
     }
-    let server = include_str!("tomcat/article/server.xml").replace("SERVICES", &services);
+    let server = include_str!("../tomcat/article/server.xml").replace("SERVICES", &services);
     fs::write(base.join("conf/server.xml"), server).expect("write a file");
     let ports = [place.at4(ADMIN.ajp), place.at4(USER.ajp)];
     // Java sends no multicast of IPv4 from a socket of IPv6.

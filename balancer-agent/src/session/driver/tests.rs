@@ -8,20 +8,20 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::database::Opened;
-use super::driver::{Event, GroupSetup, Network, Refused, Setup, Watch, about, start};
-use super::handle::{Kept, Sessions};
-use super::survey::{Question, What, hex};
-use super::types::{GroupId, Manager, Member, NodeId, Op, Outcome, Replication};
-use super::watch::Change;
-use super::{Limits, group_key};
+use super::super::database::Opened;
+use super::super::handle::{Kept, Sessions};
+use super::super::survey::{Question, What, hex};
+use super::super::types::{GroupId, Manager, Member, NodeId, Op, Outcome, Replication};
+use super::super::watch::Change;
+use super::super::{Limits, group_key};
+use super::{Event, GroupSetup, Network, Refused, Setup, Watch, about, start};
 
 const GROUP: GroupId = GroupId(0);
 const TTL: Duration = Duration::from_secs(600);
 
 /// The wires between all nodes.
 #[derive(Clone, Default)]
-pub(super) struct Wires(Arc<Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Event>>>>);
+pub(in super::super) struct Wires(Arc<Mutex<BTreeMap<NodeId, mpsc::UnboundedSender<Event>>>>);
 
 impl Wires {
     /// Tells everybody who is there.
@@ -115,7 +115,7 @@ impl Cache {
     }
 }
 
-pub(super) struct Node {
+pub(in super::super) struct Node {
     id: NodeId,
     pub sessions: Sessions,
     cache: Cache,
@@ -518,7 +518,7 @@ async fn a_full_handle_counts_and_never_blocks() {
     let wires = Wires::default();
     let node = Node::start(&wires, 1, Manager::Delta, Replication::Sync);
     // The task has not run yet: this thread is the only one.
-    for _ in 0..super::handle::QUEUE {
+    for _ in 0..super::super::handle::QUEUE {
         node.sessions.touch(GROUP, b"session-one");
     }
     let held = node.sessions.bind(GROUP, b"session-one", "s1", TTL);
@@ -540,7 +540,7 @@ fn a_node_tells_its_groups() {
     assert_eq!(told.len(), 9);
     let mut keys = [group_key("user"), group_key("admin")];
     keys.sort_unstable();
-    assert_eq!(*super::network::groups_of(&told), keys);
-    assert!(super::network::groups_of(b"").is_empty());
-    assert!(super::network::groups_of(b"\x02abcd").is_empty());
+    assert_eq!(*super::super::network::groups_of(&told), keys);
+    assert!(super::super::network::groups_of(b"").is_empty());
+    assert!(super::super::network::groups_of(b"\x02abcd").is_empty());
 }
