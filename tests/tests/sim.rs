@@ -53,6 +53,9 @@ fn options(seed: u64, steps: u64, (_, manager, persistent): (&str, Manager, bool
         replication: None,
         sabotage: Sabotage::None,
         verbose: number("SIM_VERBOSE", 0) != 0,
+        session: std::env::var("SIM_SESSION")
+            .is_ok()
+            .then(|| number("SIM_SESSION", 0) as usize),
     }
 }
 

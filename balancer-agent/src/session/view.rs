@@ -450,18 +450,27 @@ impl Store {
         // Only what is new here and well inside the limit: an age loses a little on every
         // way, and passed to and fro it would never reach the limit.
         let fresh = self.config.timing.absence / 10 * 9;
+        let mut new = false;
         for &(node, age) in known {
             let room = self.known.len() < MAX_KNOWN;
             if age < fresh && room && node != self.config.node {
                 let seen = now.signed().saturating_sub_unsigned(age);
+                new |= !self.known.contains_key(&node);
                 self.known.entry(node).or_insert(seen);
             }
+        }
+        if new {
+            self.log_meta();
         }
     }
 
     /// A node that may keep what it has was heard of just now.
     pub(super) fn note_seen(&mut self, node: NodeId) {
-        if self.known.insert(node, self.now.signed()).is_none() {
+        let now = self.now.signed();
+        // What is on disk of it is older by up to the time between two regular writings.
+        let old = self.config.timing.absence as i64 / 8;
+        let before = self.known.insert(node, now);
+        if before.is_none_or(|before| now.saturating_sub(before) > old) {
             self.log_meta();
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use balancer_agent::session::{
-    Config, Expect, GroupId, Input, Op, Outcome, Replication, Token, Version,
+    Config, Expect, GroupId, Input, Op, Outcome, Replication, Store, Token, Version,
 };
 
 use super::membership::node_id;
@@ -80,6 +80,17 @@ impl Client {
     pub fn brief_end(&self) -> u64 {
         // Time to live, slack, the sweep, slow clocks, and the way.
         (BRIEF + BRIEF / 8 + self.sweep) * 11 / 10 + 1_000
+    }
+
+    /// Notes what a node holds now of the sessions that come to an end.
+    pub(super) fn look(&mut self, store: &Store) {
+        for tracked in &mut self.sessions {
+            if tracked.class != Class::Lasting
+                && let Some(version) = store.version_of(GROUP, &tracked.id)
+            {
+                tracked.met(version);
+            }
+        }
     }
 
     pub(super) fn node_lost(&mut self, index: usize) {
@@ -184,10 +195,12 @@ pub(super) fn answered(
     let Some(asked) = world.client.asked.remove(&token) else {
         return Err(Broken(format!("{token:?} was answered twice: {outcome:?}")));
     };
-    world.say(|| {
-        let name = world.client.sessions[asked.session].name();
-        format!("node {node} {name} {:?}: {outcome:?}", asked.kind)
-    });
+    if world.session.is_none_or(|traced| traced == asked.session) {
+        world.say(|| {
+            let name = world.client.sessions[asked.session].name();
+            format!("node {node} {name} {:?}: {outcome:?}", asked.kind)
+        });
+    }
     let serves = !matches!(
         outcome,
         Outcome::NotReady | Outcome::Unavailable | Outcome::Busy
@@ -198,6 +211,8 @@ pub(super) fn answered(
         )));
     }
     let calm = world.calm && asked.calm == Some(world.storms);
+    let best = world.best(&world.client.sessions[asked.session].id, false);
+    world.client.sessions[asked.session].outlived(best);
     let found = match outcome {
         Outcome::Found(session) => Some(session.version),
         Outcome::NotFound => None,
@@ -224,7 +239,6 @@ pub(super) fn answered(
             // Who did it may have stopped serving before the answer came.
             hide(world);
             // It must be there now, if anything.
-            let best = world.best(&world.client.sessions[asked.session].id, false);
             return world.client.sessions[asked.session].still_held(best);
         }
         _ => return Ok(()),
@@ -334,7 +348,10 @@ pub(super) fn final_check(world: &mut World) -> Result<(), Broken> {
     if let Some((token, asked)) = world.client.asked.first_key_value() {
         return Err(Broken(format!("{token:?} was never answered: {asked:?}")));
     }
-    for tracked in &world.client.sessions {
+    for number in 0..world.client.sessions.len() {
+        let best = world.best(&world.client.sessions[number].id, false);
+        world.client.sessions[number].outlived(best);
+        let tracked = &world.client.sessions[number];
         let Some(floor) = &tracked.floor else {
             continue;
         };

@@ -2,34 +2,11 @@
 
 use balancer_agent::session::Input;
 
-use super::membership::{node_id, truth};
+use super::membership::node_id;
 use super::oracle::Broken;
 use super::world::{Event, MILLI, World};
 
 impl World {
-    /// A node that was declared down comes back in a new life, with what it has.
-    pub(super) fn reborn(&mut self, index: usize) -> Result<(), Broken> {
-        if !self.beliefs[index].up || !self.beliefs[index].suspected {
-            return Ok(());
-        }
-        if self.cut.iter().any(|&(a, b)| a == index || b == index) {
-            let after = self.rng.range(100, 400) * MILLI;
-            self.push(after, Event::Reborn { node: index });
-            return Ok(());
-        }
-        self.new_incarnation(index);
-        self.tell(index)?;
-        self.gossip(1, 500);
-        Ok(())
-    }
-
-    pub(super) fn up(&self) -> Vec<usize> {
-        truth(&self.beliefs)
-            .iter()
-            .map(|&(index, _)| index)
-            .collect()
-    }
-
     pub(super) fn fault(&mut self) -> Result<(), Broken> {
         let up = self.up();
         let down: Vec<usize> = (0..self.nodes.len())
@@ -66,9 +43,12 @@ impl World {
             65..75 => {
                 let length = self.rng.range(20, 600) * MILLI;
                 self.nodes[victim].paused_until = self.now + length;
+                self.say(|| format!("node {victim} stands still for {} ms", length / MILLI));
             }
             75..82 => {
-                self.nodes[victim].clock.base += self.rng.range(50, 1200);
+                let jump = self.rng.range(50, 1200);
+                self.nodes[victim].clock.base += jump;
+                self.say(|| format!("the clock of node {victim} jumps by {jump} ms"));
                 self.storm();
             }
             82..90 => {
@@ -93,14 +73,53 @@ impl World {
         Ok(())
     }
 
+    /// All nodes crash at once and come back with their disks; while they are at it, again.
+    pub(super) fn collapse(&mut self, again: u32) -> Result<(), Broken> {
+        if self.quiet {
+            return Ok(());
+        }
+        self.say(|| format!("the whole cluster crashes, and {again} times more"));
+        for node in self.up() {
+            let torn = self.rng.chance(60);
+            self.go_down(node, torn, false)?;
+            // The last time one may be long in coming: the others serve by then.
+            let after = match again == 0 && self.rng.chance(30) {
+                true => self.rng.range(500, 4_000),
+                false => self.rng.range(1, 100),
+            };
+            self.push(after * MILLI, Event::Restart { node });
+        }
+        if again > 0 {
+            let after = self.rng.range(50, 900) * MILLI;
+            self.push(after, Event::Collapse { again: again - 1 });
+        }
+        Ok(())
+    }
+
+    /// A node crashes, perhaps loses its disk, and mostly comes back.
     fn crash(&mut self, index: usize) -> Result<(), Broken> {
+        let torn = self.rng.chance(60);
+        let disk_lost = self.rng.chance(20);
+        self.go_down(index, torn, disk_lost)?;
+        let away = match self.rng.below(10) {
+            0 => self.rng.range(5_500, 9_000),
+            1..4 => self.rng.range(10, 150), // Back before anyone noticed.
+            _ => self.rng.range(150, 3_000),
+        };
+        if self.rng.chance(90) {
+            self.push(away * MILLI, Event::Restart { node: index });
+        }
+        Ok(())
+    }
+
+    /// A node is no more; its next life will find what is left on its disk: of a `torn` one
+    /// perhaps without the batches that were on their way.
+    fn go_down(&mut self, index: usize, torn: bool, disk_lost: bool) -> Result<(), Broken> {
         let counters = self.nodes[index].store.counters();
         self.report.counts.take(&counters);
         self.beliefs[index].up = false;
         self.say(|| format!("node {index} crashes"));
         self.client.crashed(index, self.nodes[index].run);
-        let torn = self.rng.chance(60);
-        let disk_lost = self.rng.chance(20);
         let node = &mut self.nodes[index];
         let on_the_way = std::mem::take(&mut node.disk.on_the_way);
         if self.persistent {
@@ -137,14 +156,6 @@ impl World {
         }
         super::client::hide(self);
         self.gossip(200, 1200);
-        let away = match self.rng.below(10) {
-            0 => self.rng.range(5_500, 9_000),
-            1..4 => self.rng.range(10, 150), // Back before anyone noticed.
-            _ => self.rng.range(150, 3_000),
-        };
-        if self.rng.chance(90) {
-            self.push(away * MILLI, Event::Restart { node: index });
-        }
         Ok(())
     }
 

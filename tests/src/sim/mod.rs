@@ -7,7 +7,10 @@
 //! opinions; crashes, pauses, joins and leaves. Every message passes the codec. Chance
 //! comes from one seed, so a run can be had again.
 //!
-//! - `world`: time, network, disks; `faults`: what goes wrong; `membership`: who believes whom alive;
+//! - `world`: the queue of events, network and disks; `setup`: what a run begins with; `node`:
+//!   a store with its clock and disk; `look`: who has what, and what is printed;
+//! - `lives`: starts, losses, and what nodes are told; `membership`: who believes whom alive;
+//!   `faults`: what goes wrong;
 //! - `client`: the random workload; `quiet`: the end of a run; `oracle`: what was promised, and whether it was kept.
 //!
 //! ```text
@@ -17,11 +20,15 @@
 
 pub mod client;
 mod faults;
+mod lives;
+mod look;
 pub mod membership;
+mod node;
 pub mod oracle;
 mod quiet;
 pub mod report;
 pub mod rng;
+mod setup;
 pub mod world;
 
 pub use report::{Counts, Options, Report};

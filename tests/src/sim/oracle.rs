@@ -9,6 +9,12 @@
 //!   on the true membership since before the read, and some node that is up holds it. A
 //!   greater version after a deletion is a new epoch, so nothing deleted returns;
 //! - when all is quiet again, exactly the holders have it, and all the same.
+//!
+//! A session that has ended is forgotten in its time, and what comes after it under the same
+//! id need not be greater: a node that begins anew with nothing, and can talk to nobody,
+//! counts its versions from the beginning. So a lesser version is allowed where the
+//! acknowledged one is known to have ended, its end is nowhere any more, and the session
+//! that is there was begun after the acknowledgement. A copy from before may not return.
 
 use std::collections::BTreeSet;
 
@@ -54,6 +60,10 @@ pub struct Tracked {
     /// A calm read on this node found nothing: up to this epoch, nothing may come back there
     /// while it stays calm.
     pub gone: Option<(usize, u64)>,
+    /// Every version that any node has ever held; of lasting sessions none.
+    held: BTreeSet<Version>,
+    /// The epochs that began since `floor` was acknowledged.
+    begun: BTreeSet<u64>,
 }
 
 /// A broken promise.
@@ -70,6 +80,37 @@ impl Tracked {
             fresh: None,
             used: 0,
             gone: None,
+            held: BTreeSet::new(),
+            begun: BTreeSet::new(),
+        }
+    }
+
+    /// Some node holds this version.
+    pub fn met(&mut self, version: Version) {
+        if !self.held.insert(version) || version.deleted {
+            return;
+        }
+        // Two nodes that do not know of each other can use the same number for an epoch: it
+        // is the write that makes a session that tells them apart.
+        let made = version.stamp == version.epoch;
+        let of_epoch = |other: &&Version| other.epoch == version.epoch;
+        if made || self.held.iter().filter(of_epoch).count() == 1 {
+            self.begun.insert(version.epoch);
+        }
+    }
+
+    /// Lets go of what was acknowledged if it has ended, its end has been forgotten, and
+    /// `best`, the greatest version that any node still has, is of a session that was made
+    /// since.
+    pub fn outlived(&mut self, best: Option<Version>) {
+        let (Some(floor), Some(best)) = (&self.floor, best) else {
+            return;
+        };
+        let ended = |held: &Version| held.deleted && *held >= floor.version;
+        if best < floor.version && self.begun.contains(&best.epoch) && self.held.iter().any(ended) {
+            self.floor = None;
+            self.fresh = None;
+            self.begun.clear();
         }
     }
 
@@ -96,6 +137,7 @@ impl Tracked {
                 durable,
                 lost,
             });
+            self.begun.clear();
         }
     }
 
@@ -121,6 +163,7 @@ impl Tracked {
 
     /// Checks that the acknowledged version, or a greater one, is somewhere.
     pub fn still_held(&mut self, best: Option<Version>) -> Result<(), Broken> {
+        self.outlived(best);
         let Some(floor) = &self.floor else {
             return Ok(());
         };
@@ -150,6 +193,7 @@ impl Tracked {
         }
         self.floor = None;
         self.fresh = None;
+        self.begun.clear();
         Ok(())
     }
 

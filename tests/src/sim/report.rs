@@ -19,6 +19,9 @@ pub struct Options {
     pub sabotage: Sabotage,
     /// Print what happens to the membership and to requests.
     pub verbose: bool,
+    /// With `verbose`: of requests only those for this session, and whatever any node takes
+    /// in or forgets of it.
+    pub session: Option<usize>,
 }
 
 /// What a run did.
