@@ -9,7 +9,7 @@
 //! ```
 //!
 //! One task for all of it: streams are polled where the connection is, those alone that have
-//! been woken; then h2 writes what all of them have said, at once.
+//! been woken; then what all of them have said is written, at once.
 //!
 //! - `board.rs`: wakers; `streams.rs`: what all streams have in common;
 //! - `check.rs`: requests; `received.rs`: their bodies;
@@ -73,10 +73,11 @@ pub(super) async fn serve<H: Handler>(
     state.timer.set(state.timer.now() + 1);
     let streams = Streams::new(Rc::clone(&state));
     let io = Io::new(socket, prefix, &streams, ticket);
-    let handshake = builder(&state.settings().frontend.limits).handshake(io);
+    let handshake = builder(&state.settings().frontend.limits).handshake(io.clone());
     let mut connection = Connection {
         places: Places::default(),
         speaking: Speaking::Opening(handshake, false),
+        io,
         watch: Watch::default(),
         streams,
         handler,
@@ -207,6 +208,7 @@ struct Connection<H> {
     /// First: what they have in h2 goes before it.
     places: Places,
     speaking: Speaking,
+    io: Io,
     watch: Watch,
     streams: Rc<Streams>,
     handler: Rc<H>,
@@ -230,14 +232,27 @@ impl<H: Handler> Connection<H> {
                 return Poll::Ready(());
             }
             if self.places.board.leave() {
-                return Poll::Pending;
+                return self.send();
             }
         }
         self.places.board.pause();
-        Poll::Pending
+        self.send()
     }
 
-    /// Has h2 read, and write what is to be said. Ready at the end.
+    /// Writes what has been said. Ready at the end.
+    fn send(&self) -> Poll<()> {
+        let mut cx = Context::from_waker(self.places.board.side());
+        match self.io.poll_send(&mut cx) {
+            Poll::Ready(Err(error)) => {
+                let client = self.streams.state.connection.client;
+                tracing::debug!(%client, %error, "connection ended");
+                Poll::Ready(())
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Has h2 read, and say what is to be said. Ready at the end.
     fn poll_side(&mut self) -> Poll<()> {
         loop {
             let mut cx = Context::from_waker(self.places.board.side());
@@ -294,7 +309,8 @@ impl<H: Handler> Connection<H> {
                 };
                 let connection = Rc::clone(&state.connection);
                 let inform = Inform::on(Rc::clone(&exchange));
-                Box::pin(Rc::clone(&self.handler).handle(request, connection, inform))
+                let handler = Rc::clone(&self.handler);
+                stream::in_place(|| handler.handle(request, connection, inform))
             }
         };
         place.stream = Some(Stream::new(answer, head, grant, exchange, running));
@@ -319,6 +335,7 @@ impl<H: Handler> Connection<H> {
         }
         if streams.active.get() == 0 && state.since.get() < state.timer.now() {
             self.places.shrink();
+            self.io.shrink();
         }
         match self.watch.look(state, &streams, &mut self.speaking) {
             Look::Fine => {}

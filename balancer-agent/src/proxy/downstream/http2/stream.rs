@@ -29,6 +29,17 @@ pub(super) const SEND_BUFFER: usize = 64 << 10;
 /// What a request becomes.
 pub(super) type Answer = Pin<Box<dyn Future<Output = Response<Body>>>>;
 
+/// Has a handler's future made where it stays: it is large, and would be copied otherwise.
+#[inline(always)]
+pub(super) fn in_place<F>(make: impl FnOnce() -> F) -> Answer
+where
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let place = Box::<F>::new_uninit();
+    let future: Box<F> = Box::write(place, make());
+    Box::into_pin(future)
+}
+
 /// A stream with a request.
 pub(super) struct Stream {
     stage: Stage,

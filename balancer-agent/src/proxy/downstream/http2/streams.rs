@@ -20,7 +20,7 @@ pub(in super::super) struct Streams {
     pub(super) progress: Cell<u64>,
     /// When something was last read.
     pub(super) heard: Cell<u64>,
-    /// What we say is held back: nothing but the first settings, so far.
+    /// Nothing was written yet: the first words may wait for the first answer.
     pub(super) opening: Cell<bool>,
 }
 
