@@ -44,14 +44,20 @@ fn ask(
     sender.send_request(request, ended).expect("sent")
 }
 
-/// The next interim response, or the final one.
-async fn next(response: &mut ResponseFuture) -> Result<Response<()>, Response<RecvStream>> {
+/// What comes for a request.
+#[derive(Debug)]
+enum Came {
+    Interim(Response<()>),
+    Last(Box<Response<RecvStream>>),
+}
+
+async fn next(response: &mut ResponseFuture) -> Came {
     poll_fn(|cx| {
         if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-            return Poll::Ready(Ok(interim.expect("an interim response")));
+            return Poll::Ready(Came::Interim(interim.expect("an interim response")));
         }
         let polled = Pin::new(&mut *response).poll(cx);
-        polled.map(|last| Err(last.expect("a response")))
+        polled.map(|last| Came::Last(Box::new(last.expect("a response"))))
     })
     .await
 }
@@ -72,12 +78,12 @@ async fn all(mut response: ResponseFuture) -> (Vec<(u16, HeaderMap)>, u16, Vec<u
     let mut interims = Vec::new();
     loop {
         match next(&mut response).await {
-            Ok(interim) => {
+            Came::Interim(interim) => {
                 let (parts, ()) = interim.into_parts();
                 assert!(!parts.headers.contains_key("date"), "{parts:?}");
                 interims.push((parts.status.as_u16(), parts.headers));
             }
-            Err(last) => {
+            Came::Last(last) => {
                 let status = last.status().as_u16();
                 return (interims, status, body(last.into_body()).await);
             }
@@ -145,7 +151,9 @@ fn a_100_is_the_servers_to_give() {
             let fields = [("expect", "100-continue"), ("content-length", "5")];
             let (mut response, mut stream) =
                 ask(&mut sender, Method::POST, "/echo", &fields, false);
-            let interim = next(&mut response).await.expect("not the final response");
+            let Came::Interim(interim) = next(&mut response).await else {
+                panic!("{protocol}: the final response");
+            };
             assert_eq!(interim.status(), StatusCode::CONTINUE, "{protocol}");
             assert!(interim.headers().is_empty(), "{interim:?}");
             stream
