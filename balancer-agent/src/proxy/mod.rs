@@ -19,7 +19,8 @@
 //! - `types.rs`: what travels between these: bodies, connections, records;
 //! - `timer.rs`: deadlines, on one wheel per thread;
 //! - `chunk_limits.rs`: how much of the chunked coding is taken;
-//! - `websocket.rs`: its handshake between HTTP/1.1 and HTTP/2;
+//! - `websocket.rs`: its handshake between HTTP/1.1 and HTTP/2; `h2_tunnel.rs`: a stream of
+//!   HTTP/2 that carries one;
 //! - `log/`: the access log; `stats.rs`: counters, and what the status shows of them;
 //! - `service.rs`: one request;
 //! - `world.rs`: the immutable snapshot that a request reads, and what publishes it;
@@ -31,6 +32,7 @@ pub mod balance;
 mod chunk_limits;
 pub mod downstream;
 pub mod files;
+mod h2_tunnel;
 pub mod log;
 pub mod materials;
 mod pem;

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use http::uri::Uri;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
 
-use super::downstream::{Handler, OverHttp2};
+use super::downstream::{Handler, Inform, OverHttp2};
 use super::files::{self, FileRequest};
 use super::route::path::NormalPath;
 use super::route::{reply, rewrite};
@@ -169,6 +169,7 @@ impl Service {
 struct Asked<'a> {
     frontend: &'a FrontendWorld,
     connection: &'a Connection,
+    inform: &'a Inform,
     /// The target, taken out of `parts`.
     uri: &'a Uri,
     parts: request::Parts,
@@ -186,6 +187,7 @@ impl Handler for Service {
         self: Rc<Self>,
         request: Request<Body>,
         connection: Rc<Connection>,
+        inform: Inform,
     ) -> Response<Body> {
         let local = self.thread.local();
         let Some(frontend) = self.frontend(&local) else {
@@ -240,6 +242,7 @@ impl Handler for Service {
         let mut asked = Asked {
             frontend: &frontend,
             connection: &connection,
+            inform: &inform,
             uri: &uri,
             parts,
             path,

@@ -104,8 +104,6 @@ pub struct Connection {
     pub peer: IpAddr,
     /// What TLS agreed on.
     pub tls: Option<TlsInfo>,
-    /// Interim responses on this connection, where it can carry them.
-    pub inform: super::downstream::Inform,
 }
 
 /// What a TLS handshake agreed on.

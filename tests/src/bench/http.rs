@@ -40,6 +40,27 @@ const WAYS: [(Way, &str); 4] = [
     (Way::Http2Each, "HTTP/2, a connection per request"),
 ];
 
+/// A part of the measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Requests by HTTP/1.1.
+    Http1,
+    /// Requests by HTTP/2.
+    Http2,
+    /// Idle connections.
+    Memory,
+}
+
+impl Part {
+    fn has(self, way: Way) -> bool {
+        match self {
+            Self::Http1 => matches!(way, Way::Http1Kept | Way::Http1Each),
+            Self::Http2 => matches!(way, Way::Http2Kept | Way::Http2Each),
+            Self::Memory => false,
+        }
+    }
+}
+
 /// What one run showed. Times in milliseconds.
 pub(super) struct Run {
     /// Answered.
@@ -75,11 +96,11 @@ impl Series {
     }
 }
 
-/// Measures and reports.
+/// Measures and reports; all of it, without a `part`.
 ///
 /// # Errors
 /// When a program is missing, or a request failed.
-pub fn run(report: &mut Report, quick: bool) -> Result<()> {
+pub fn run(report: &mut Report, quick: bool, part: Option<Part>) -> Result<()> {
     let (rounds, window, held) = match quick {
         true => (2, Duration::from_millis(1_200), 2_000),
         false => (6, Duration::from_millis(2_500), 10_000),
@@ -91,9 +112,13 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
             println!("{} {version}", rival.name);
         }
     }
+    let ways = WAYS.into_iter();
+    let ways: Vec<_> = ways
+        .filter(|(way, _)| part.is_none_or(|part| part.has(*way)))
+        .collect();
     let mut all: BTreeMap<(Way, usize), Series> = BTreeMap::new();
     for round in 0..=rounds {
-        for (way, name) in WAYS {
+        for &(way, name) in &ways {
             // The first is for all to warm up.
             let window = if round == 0 { window / 4 } else { window };
             for turn in 0..field.rivals.len() {
@@ -116,11 +141,14 @@ pub fn run(report: &mut Report, quick: bool) -> Result<()> {
             }
         }
     }
-    for (way, name) in WAYS {
+    for (way, name) in ways {
         let series: Vec<&Series> = (0..3).filter_map(|n| all.get(&(way, n))).collect();
         section(report, &field, way, name, &series, rounds)?;
     }
-    memory(report, &field, held)
+    match part {
+        None | Some(Part::Memory) => memory(report, &field, held),
+        Some(_) => Ok(()),
+    }
 }
 
 fn section(

@@ -39,7 +39,11 @@ enum What {
     /// A million flows at once: memory, evictions, time to count them.
     Flows,
     /// The web tier beside HAProxy and nginx.
-    Http,
+    Http {
+        /// Only this part.
+        #[arg(long, value_enum)]
+        part: Option<http::Part>,
+    },
     /// The web tier before a Tomcat by AJP13, beside Apache httpd with mod_jk.
     Ajp,
     /// A minute of load on the web tier while servers are killed and restarted.
@@ -84,7 +88,7 @@ fn main() -> Result<()> {
         }
         What::Veth => veth::run(&mut report, quick)?,
         What::Tcp => tcp::run(&mut report, quick)?,
-        What::Http => http::run(&mut report, quick)?,
+        What::Http { part } => http::run(&mut report, quick, part)?,
         What::Ajp => ajp::run(&mut report, quick)?,
         What::HttpChaos => chaos::run(&mut report, quick)?,
         What::HttpIdle => idle::run(&mut report, quick)?,

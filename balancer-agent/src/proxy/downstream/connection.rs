@@ -21,7 +21,7 @@ use super::proxy_header::{self, Proxied};
 use super::settings::Settings;
 use super::state::State;
 use super::stream::Stream;
-use super::{Connection, Handler, Inform, accept, http1, http2};
+use super::{Connection, Handler, accept, http1, http2};
 use crate::model::http::Versions;
 use crate::proxy::timer::Timer;
 use crate::proxy::types::{TlsInfo, canonical};
@@ -112,10 +112,6 @@ fn enter(opened: Opened, peer: SocketAddr, ticket: Ticket, door: &Rc<Door>) -> E
         local: opened.local,
         peer: peer.ip(),
         tls: opened.tls,
-        inform: match opened.http2 {
-            true => Inform::default(),
-            false => Inform::new(),
-        },
     });
     let state = State::new(door, connection);
     match opened.http2 {
@@ -145,11 +141,7 @@ async fn run<H: Handler>(entered: Entered, handler: Rc<H>) {
 
 /// What began as HTTP/1 speaks HTTP/2.
 fn again(io: GuardIo, state: &State) -> (Box<Parts>, Rc<State>) {
-    let connection = Connection {
-        inform: Inform::default(),
-        ..Connection::clone(&state.connection)
-    };
-    let state = State::new(&state.door, Rc::new(connection));
+    let state = State::new(&state.door, Rc::clone(&state.connection));
     (Box::new(io.into_parts()), state)
 }
 

@@ -223,7 +223,11 @@ async fn answer<H: Handler>(
     let sent = Sent::new(Rc::clone(&state));
     let connection = Rc::clone(&state.connection);
     let mut response = handler
-        .handle(request.map(Body::Incoming), connection)
+        .handle(
+            request.map(Body::Incoming),
+            connection,
+            state.inform.clone(),
+        )
         .await;
     state.inform.clear();
     if let Some(refusal) = state.body_refusal.get() {

@@ -9,7 +9,7 @@
 //!    |
 //! http1 -- guard         heads and body framing are checked before hyper sees a byte;
 //!    |                   idle connections are parked: hyper and all buffers are dropped
-//! http2
+//! http2                  h2; all streams of a connection on its task
 //!    |
 //! Handler     one call per request; `refused` for what never became one
 //! ```
@@ -20,6 +20,7 @@
 mod accept;
 mod body;
 mod connection;
+mod date;
 mod door;
 mod extended;
 mod guard;
@@ -66,13 +67,15 @@ pub trait Handler: 'static {
     /// The request's body ends with an error when the client cuts it, breaks its framing,
     /// is too slow (`body_idle`, `body_rate`) or sends more than `body_bytes`; what the
     /// client gets then is decided here, not by the handler, as long as the head of the
-    /// response was not returned. [`hyper::upgrade::OnUpgrade`] is among the request's
-    /// extensions when the client asks for an upgrade; a response with status 101 grants it.
-    /// A WebSocket over HTTP/2 comes as the GET of HTTP/1.1, with [`OverHttp2`] among them.
+    /// response was not returned. `inform` sends interim responses before that.
+    /// [`hyper::upgrade::OnUpgrade`] is among the request's extensions when the client asks
+    /// for an upgrade; a response with status 101 grants it. A WebSocket over HTTP/2 comes as
+    /// the GET of HTTP/1.1, with [`OverHttp2`] in place of that.
     fn handle(
         self: Rc<Self>,
         request: Request<Body>,
         connection: Rc<Connection>,
+        inform: Inform,
     ) -> impl Future<Output = Response<Body>> + 'static;
 
     /// A request was answered with `status` without having been handled. `head` is as much

@@ -80,11 +80,12 @@ pub(super) enum Verdict {
 
 impl State {
     pub fn new(door: &Rc<Door>, connection: Rc<Connection>) -> Rc<Self> {
+        let inform = Inform::new();
         let timer = Timer::never();
         let since = Cell::new(timer.now());
         Rc::new(Self {
             door: Rc::clone(door),
-            inform: connection.inform.clone(),
+            inform,
             connection,
             timer,
             since,

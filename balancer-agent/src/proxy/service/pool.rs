@@ -16,17 +16,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header, response};
-use hyper_util::rt::TokioIo;
 use smallvec::SmallVec;
 
 use super::delivery::Direct;
 use super::forwarded::About;
 use super::journal::Journal;
-use super::tunnel::{self, Ended};
+use super::tunnel::{Ended, Upgrading};
 use super::{Asked, Local, LocalPool, already_https, dress, protocol_word, refuse, version_word};
 use crate::model::http::{BackendProtocol, RETRY_STATUS, Retries, Route};
 use crate::proxy::balance::{Lease, NoBackend, Outcome, acquire};
-use crate::proxy::downstream::{self, OverHttp2};
+use crate::proxy::downstream;
 use crate::proxy::files;
 use crate::proxy::route::{reply, rewrite};
 use crate::proxy::sticky::{self, Affinity};
@@ -36,7 +35,7 @@ use crate::proxy::upstream::body::RequestBody;
 use crate::proxy::upstream::connect::Parties;
 use crate::proxy::upstream::head::{Incoming, Listed, Outgoing};
 use crate::proxy::upstream::pool::Terms;
-use crate::proxy::upstream::{Failure, Inform, ResponseBody, SendError, Sent, Tunnel};
+use crate::proxy::upstream::{Failure, Inform, ResponseBody, SendError, Sent};
 use crate::proxy::websocket;
 use crate::session::handle::Kept;
 
@@ -51,7 +50,7 @@ struct ToClient<'a> {
 
 impl Inform for ToClient<'_> {
     fn inform(&mut self, status: StatusCode, headers: &HeaderMap) {
-        if self.version == Version::HTTP_11 {
+        if self.version != Version::HTTP_10 {
             self.inform.send(status, headers);
         }
     }
@@ -84,15 +83,13 @@ pub(super) async fn serve(
     journal.pool(&view.pool.name, affinity.route(view));
 
     let listed = Listed::of(&asked.parts.headers);
-    let over_http2 = asked.parts.extensions.remove::<OverHttp2>();
-    let upgrade = match over_http2 {
-        Some(_) => Some(HeaderValue::from_static(websocket::NAME)),
-        None => upgrade_of(asked, &listed),
+    let mut upgrading = Upgrading::of(&mut asked.parts.extensions);
+    let over_http2 = matches!(upgrading, Some(Upgrading::Http2(_)));
+    let upgrade = match &upgrading {
+        Some(Upgrading::Http2(_)) => Some(HeaderValue::from_static(websocket::NAME)),
+        Some(Upgrading::Http1(_)) => upgrade_of(asked, &listed),
+        None => None,
     };
-    let on_upgrade = upgrade
-        .as_ref()
-        .and_then(|_| asked.parts.extensions.remove::<hyper::upgrade::OnUpgrade>());
-    let upgrade = upgrade.filter(|_| on_upgrade.is_some());
     let trailers = (asked.parts.headers.get_all(header::TE).iter())
         .any(|te| te.as_bytes().trim_ascii().eq_ignore_ascii_case(b"trailers"));
     let expects = (asked.parts.headers.get(header::EXPECT))
@@ -164,7 +161,7 @@ pub(super) async fn serve(
         };
         let mut handed = None;
         let mut inform = ToClient {
-            inform: &connection.inform,
+            inform: asked.inform,
             version: asked.parts.version,
         };
         let drop = |name: &http::HeaderName| beside && about.replaces(name);
@@ -209,9 +206,9 @@ pub(super) async fn serve(
             Ok(Sent::Switched(head, tunnel)) => {
                 lease.report(Outcome::Answered(101));
                 // HTTP/1.1's clients look at the answer to their key themselves.
-                let good =
-                    over_http2.is_none() || websocket::answers(&head.headers, &asked.parts.headers);
-                let Some(on_upgrade) = on_upgrade.filter(|_| good) else {
+                let good = !over_http2 || websocket::answers(&head.headers, &asked.parts.headers);
+                let asked_for = upgrade.is_some() && good;
+                let Some(upgrading) = upgrading.take().filter(|_| asked_for) else {
                     // Not asked for, or not so.
                     let response = reply::status_page(StatusCode::BAD_GATEWAY);
                     return refuse(
@@ -224,20 +221,12 @@ pub(super) async fn serve(
                 };
                 let idle = http.timeouts.tunnel;
                 let response = switched(*head);
-                journal.status(if over_http2.is_some() { 200 } else { 101 });
+                journal.status(if over_http2 { 200 } else { 101 });
                 tokio::task::spawn_local(async move {
-                    let Ok(client) = on_upgrade.await else {
+                    let Some((through, ended)) = upgrading.carry(tunnel, idle).await else {
                         return journal.end(Cause::ClientAborted);
                     };
-                    let client = TokioIo::new(client);
-                    let (through, ended) = match tunnel {
-                        Tunnel::Http1(wire) => {
-                            let (stream, first) = wire.into_parts();
-                            tunnel::run(client, stream, &first, idle).await
-                        }
-                        Tunnel::Http2(stream) => tunnel::run(client, *stream, b"", idle).await,
-                    };
-                    std::mem::drop((lease, over_http2));
+                    std::mem::drop(lease);
                     journal.tunnelled(through.from_client, through.to_client);
                     journal.end(match ended {
                         Ended::Both => Cause::Done,
@@ -261,7 +250,7 @@ pub(super) async fn serve(
                     tried.push(chosen);
                     continue;
                 }
-                if over_http2.is_some() && head.status.is_success() {
+                if over_http2 && head.status.is_success() {
                     // To the client it would grant a tunnel.
                     let response = reply::status_page(StatusCode::BAD_GATEWAY);
                     return refuse(

@@ -6,9 +6,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use http::Extensions;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::proxy::downstream::OverHttp2;
 use crate::proxy::timer::Timer;
+use crate::proxy::upstream::Tunnel;
 
 /// Bytes that one direction holds at most.
 const BUFFER: usize = 16 << 10;
@@ -33,6 +38,47 @@ pub enum Ended {
     Client,
     /// The backend's side broke.
     Backend,
+}
+
+/// A client's side that becomes a tunnel with the response that grants it.
+pub enum Upgrading {
+    /// A connection of HTTP/1.1.
+    Http1(OnUpgrade),
+    /// A stream.
+    Http2(OverHttp2),
+}
+
+impl Upgrading {
+    /// Takes it from a request that could be granted one.
+    pub fn of(extensions: &mut Extensions) -> Option<Self> {
+        let over = extensions.remove::<OverHttp2>().map(Self::Http2);
+        over.or_else(|| extensions.remove().map(Self::Http1))
+    }
+
+    /// Waits for the response to be on its way, then carries bytes until the end. `None`
+    /// when the client was gone before.
+    pub async fn carry(self, backend: Tunnel, idle: Duration) -> Option<(Through, Ended)> {
+        Some(match self {
+            Self::Http1(on) => {
+                let client = TokioIo::new(on.await.ok()?);
+                between(client, backend, idle).await
+            }
+            Self::Http2(over) => between(over.granted().await?, backend, idle).await,
+        })
+    }
+}
+
+async fn between<C>(client: C, backend: Tunnel, idle: Duration) -> (Through, Ended)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
+    match backend {
+        Tunnel::Http1(wire) => {
+            let (stream, first) = wire.into_parts();
+            run(client, stream, &first, idle).await
+        }
+        Tunnel::Http2(stream) => run(client, *stream, b"", idle).await,
+    }
 }
 
 enum Side {

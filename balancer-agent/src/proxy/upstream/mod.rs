@@ -36,7 +36,6 @@ use ajp::Violation;
 use body::RequestBody;
 use head::Malformed;
 
-pub use h2::H2Tunnel;
 pub use pool::{Connections, Sent, Tunnel, Upstreams};
 
 /// Where informational responses of a backend go.

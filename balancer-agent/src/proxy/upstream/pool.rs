@@ -22,7 +22,7 @@ use super::body::RequestBody;
 use super::connect::{Connected, Parties, connect, connect_http1};
 use super::endpoint::Speech;
 use super::h1::{self, Answer};
-use super::h2::{self, H2Connection, H2Tunnel};
+use super::h2::{self, BackendTunnel, H2Connection};
 use super::head::{Incoming, Outgoing};
 use super::wire::Wire;
 use super::{Deadlines, Failure, Inform, ResponseBody, SendError};
@@ -53,7 +53,7 @@ pub enum Tunnel {
     /// A connection of its own.
     Http1(Box<Wire>),
     /// A stream.
-    Http2(Box<H2Tunnel>),
+    Http2(Box<BackendTunnel>),
 }
 
 /// What a request brings along beside its head and body.

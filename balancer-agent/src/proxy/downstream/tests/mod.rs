@@ -1,5 +1,6 @@
 //! Tests over real sockets: a frontend on a thread of its own, clients that send bytes.
 
+mod frames;
 mod framing;
 mod limits;
 mod memory;

@@ -16,7 +16,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
 
 use crate::model::http::{ClientTimeouts, Forwarded, Http, HttpFrontend, Limits, Tls, Versions};
-use crate::proxy::downstream::{FrontendLive, Handler, Listeners, PreparedListeners, TlsStore};
+use crate::proxy::downstream::{
+    FrontendLive, Handler, Inform, Listeners, PreparedListeners, TlsStore,
+};
 use crate::proxy::types::{Body, Cause, Connection};
 
 /// What the handler saw.
@@ -48,6 +50,7 @@ impl Handler for Paths {
         self: Rc<Self>,
         mut request: Request<Body>,
         connection: Rc<Connection>,
+        inform: Inform,
     ) -> Response<Body> {
         let mut guard = Dropped(Some(Arc::clone(&self.log)));
         let path = request.uri().path().to_owned();
@@ -80,7 +83,7 @@ impl Handler for Paths {
             "/hints" => {
                 let mut headers = HeaderMap::new();
                 headers.insert("link", HeaderValue::from_static("</a>; rel=preload"));
-                connection.inform.send(StatusCode::EARLY_HINTS, &headers);
+                inform.send(StatusCode::EARLY_HINTS, &headers);
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Response::new(Body::full("hinted"))
             }

@@ -1,14 +1,13 @@
 //! HTTP/2 to a backend: few connections, shared by the requests of a thread.
 //!
 //! - `connection.rs`: a connection and the task that drives it;
-//! - `upload.rs`: a request's body; `tunnel.rs`: a WebSocket's stream.
+//! - `upload.rs`: a request's body.
 //!
 //! The h2 crate itself, not hyper's client: that keeps informational responses to itself,
 //! and hands a request's body to a task of its own, from where it does not come back for
 //! another attempt. Here the task of the client's connection does all but the sockets' work.
 
 mod connection;
-mod tunnel;
 mod upload;
 
 use std::pin::Pin;
@@ -31,13 +30,16 @@ use super::head::{self, Framing, Incoming, Malformed, Outgoing};
 use super::pool::{Sent, Tunnel};
 use super::wait::ResponseTimer;
 use super::{BodyFault, Deadlines, Failure, Inform, ResponseBody, SendError};
+use crate::proxy::h2_tunnel::H2Tunnel;
 use crate::proxy::timer::Timer;
 use crate::proxy::websocket;
 use connection::Streaming;
 use upload::Upload;
 
 pub use connection::H2Connection;
-pub use tunnel::H2Tunnel;
+
+/// A WebSocket's stream.
+pub type BackendTunnel = H2Tunnel<Streaming>;
 
 /// Sends a request and waits for the response's head. A WebSocket is asked for by CONNECT;
 /// the backend has to take that.

@@ -9,32 +9,30 @@ use ::h2::{Reason, RecvStream, SendStream};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::Streaming;
-
-/// The two directions of a stream.
-pub struct H2Tunnel {
+/// The two directions of a stream, ours or a backend's. `G` says that it is there.
+pub struct H2Tunnel<G> {
     send: SendStream<Bytes>,
     recv: RecvStream,
     /// Received and not read yet; at most a frame.
     read: Bytes,
     ended: bool,
-    _streaming: Streaming,
+    _guard: G,
 }
 
-impl H2Tunnel {
+impl<G> H2Tunnel<G> {
     /// After the response that has granted it.
-    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, streaming: Streaming) -> Self {
+    pub fn new(send: SendStream<Bytes>, recv: RecvStream, guard: G) -> Self {
         Self {
             send,
             recv,
             read: Bytes::new(),
             ended: false,
-            _streaming: streaming,
+            _guard: guard,
         }
     }
 }
 
-impl AsyncRead for H2Tunnel {
+impl<G: Unpin> AsyncRead for H2Tunnel<G> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -69,7 +67,7 @@ impl AsyncRead for H2Tunnel {
     }
 }
 
-impl AsyncWrite for H2Tunnel {
+impl<G: Unpin> AsyncWrite for H2Tunnel<G> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
