@@ -396,7 +396,8 @@ impl Ledger {
             // With `backup`, who does not hold a session may hear a little late of a move.
             let settled = session.round < self.round || self.kind == Kind::Delta;
             if let ([write], true, false) = (&session.writes[..], settled, session.doubt)
-                && write.floor.is_some_and(|floor| floor.all)
+                // One that has gone with all nodes that had it need not be there.
+                && write.floor.is_some_and(|floor| floor.all && !floor.excused(&self.lives))
             {
                 some.push((number, write.route));
             }

@@ -81,6 +81,20 @@ fn what_two_had_may_go_with_these_two() {
 }
 
 #[test]
+fn what_has_gone_with_its_nodes_is_not_visited() {
+    // A node that was alone: all that it knew of had it.
+    let one = Some(Kept::Nodes {
+        nodes: 1,
+        all: true,
+    });
+    let mut ledger = made(one);
+    let visited = |ledger: &Ledger| ledger.some_live(&mut Rng::new(1), 1);
+    assert_eq!(visited(&ledger), [(0, 0)]);
+    ledger.killed(3);
+    assert!(visited(&ledger).is_empty());
+}
+
+#[test]
 fn what_nobody_acknowledged_may_be_or_not() {
     for kept in [
         None,
