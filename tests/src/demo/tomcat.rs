@@ -398,7 +398,7 @@ fn kill_a_tomcat(site: &mut Article, show: &mut Show, ada: Session) -> Act {
         format!("{renamed} of {}", moved.len()),
     );
     show.promise(
-        "no request of others fails",
+        "no request of others fails, but for one whose response had begun",
         others.is_ok(),
         others.map_or_else(|why| why, |asked| format!("{asked} answered meanwhile")),
     );

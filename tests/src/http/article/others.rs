@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::super::raw::Raw;
+use super::super::raw::Trouble;
 use super::{Article, Service};
 use crate::process::came_true;
 
@@ -20,6 +20,9 @@ pub struct Others {
     over: AtomicBool,
     failed: OnceLock<String>,
     asked: AtomicUsize,
+    /// Responses that broke off after they had begun: nobody can repeat what the client has
+    /// the beginning of. One is on its way when its Tomcat is killed, at most.
+    cut: AtomicUsize,
 }
 
 impl Others {
@@ -42,20 +45,16 @@ impl Others {
         while !self.over.load(Ordering::Relaxed) {
             let mut client = site.client(service)?;
             for _ in 0..KEPT {
-                request(&mut client)?;
+                match client.try_request("GET", "/x", &[], b"") {
+                    Ok(answer) if answer.status == 200 => {}
+                    Ok(answer) => return Err(format!("GET /x: {answer:?}")),
+                    Err(Trouble::Cut(_)) if self.cut.fetch_add(1, Ordering::Relaxed) == 0 => break,
+                    Err(trouble) => return Err(format!("GET /x: {trouble}")),
+                }
                 self.asked.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(self.asked.load(Ordering::Relaxed))
-    }
-}
-
-fn request(client: &mut Raw) -> Result<(), String> {
-    let answer = client.try_request("GET", "/x", &[], b"");
-    let answer = answer.map_err(|trouble| format!("GET /x: {trouble}"))?;
-    match answer.status {
-        200 => Ok(()),
-        _ => Err(format!("GET /x: {answer:?}")),
     }
 }
 
