@@ -11,7 +11,7 @@ use super::fault::{Fault, fault, guarded, odd};
 use super::{Identity, Refusal};
 
 /// Version of the tables and keys. A file of another one is refused.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 /// What the file is, and whose.
 pub(super) const ABOUT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("about");
 /// Memory for pages of a file that is only looked at.

@@ -250,7 +250,7 @@ fn a_file_that_does_not_fit_is_refused_and_stays() {
     refused(
         &place,
         IDENTITY,
-        "layout is 9, this version knows 1",
+        "layout is 9, this version knows 2",
         "that version",
     );
 
