@@ -13,6 +13,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
+use super::frames::{PREFACE, frame};
 use super::secure::{Authority, tls};
 use super::server::*;
 use crate::model::http::Versions;
@@ -235,16 +236,6 @@ fn streams_that_are_taken_back_end_their_requests() {
     });
 }
 
-/// A frame's head.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// GET, http, /never, authority a; HPACK without the dynamic table.
 const NEVER: &[u8] = b"\x82\x86\x04\x06/never\x01\x01a";
 
