@@ -6,7 +6,6 @@ use std::task::Poll;
 
 use balancer_tests::http::app::Seen;
 use balancer_tests::http::web::{CHECK, HTTP, NO_CHECK, Web, frontend, pool};
-use balancer_tests::process::BOUND;
 use bytes::{Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
@@ -91,23 +90,11 @@ async fn all(mut response: ResponseFuture) -> (Vec<(u16, HeaderMap)>, u16, Vec<u
     }
 }
 
-/// Runs a client in a scene.
-fn inside(web: &Web, client: impl Future<Output = ()> + Send) {
-    web.ns.enter(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let limited = runtime.block_on(async { tokio::time::timeout(2 * BOUND, client).await });
-        limited.expect("the client is in time");
-    });
-}
-
 #[test]
 fn hints_reach_clients_of_http2() {
     for protocol in ["http1", "http2"] {
         let web = scene(protocol);
-        inside(&web, async {
+        web.inside(async {
             let mut sender = client().await;
             // One after the other, then side by side: each stream has its own.
             for at_once in [1, 1, 5] {
@@ -146,7 +133,7 @@ fn hints_reach_clients_of_http2() {
 fn a_100_is_the_servers_to_give() {
     for protocol in ["http1", "http2"] {
         let web = scene(protocol);
-        inside(&web, async {
+        web.inside(async {
             let mut sender = client().await;
             let fields = [("expect", "100-continue"), ("content-length", "5")];
             let (mut response, mut stream) =
@@ -178,7 +165,7 @@ fn a_100_is_the_servers_to_give() {
 #[test]
 fn an_answer_without_a_100_leaves_the_body_where_it_is() {
     let web = Web::new(1, |_| frontend("") + &pool(1, NO_CHECK));
-    inside(&web, async {
+    web.inside(async {
         let mut sender = client().await;
         let fields = [("expect", "100-continue"), ("content-length", "1000000")];
         let (response, _stream) = ask(&mut sender, Method::POST, "/answerfirst", &fields, false);

@@ -272,23 +272,11 @@ async fn exchange_over(
     assert_eq!(got, wanted);
 }
 
-/// Runs a client in a scene.
-fn inside(web: &Web, client: impl Future<Output = ()> + Send) {
-    web.ns.enter(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let limited = runtime.block_on(async { tokio::time::timeout(2 * BOUND, client).await });
-        limited.expect("the client is in time");
-    });
-}
-
 #[test]
 fn http2_clients_have_them_too() {
     for servers in [Servers::Http1, Servers::Http2, Servers::Either] {
         let web = scene(servers, "[frontend.timeouts]\nkeep_alive = \"1s\"\n");
-        inside(&web, async {
+        web.inside(async {
             let mut client = Client::connect().await;
             let mut tunnels = Vec::new();
             for _ in 0..4 {
@@ -333,7 +321,7 @@ fn http2_clients_have_them_too() {
 #[test]
 fn http2_clients_are_refused_what_is_no_websocket() {
     let web = scene(Servers::Http1, "");
-    inside(&web, async {
+    web.inside(async {
         let mut client = Client::connect().await;
         // The server answers 200 to what it does not take for an upgrade.
         let (status, ..) = client.websocket("/status/200").await;
@@ -358,7 +346,7 @@ fn http2_clients_are_refused_what_is_no_websocket() {
         exchange_over(&mut send, &mut recv, 1, b"hello").await;
     });
     let web = scene(Servers::Neither, "");
-    inside(&web, async {
+    web.inside(async {
         let mut client = Client::connect().await;
         let (status, ..) = client.websocket("/ws").await;
         assert_eq!(status, 501);
@@ -369,7 +357,7 @@ fn http2_clients_are_refused_what_is_no_websocket() {
 fn a_client_that_goes_away_frees_the_server() {
     for servers in [Servers::Http1, Servers::Http2] {
         let web = scene(servers, "");
-        inside(&web, async {
+        web.inside(async {
             let mut client = Client::connect().await;
             let (status, mut send, mut recv) = client.websocket("/ws").await;
             assert_eq!(status, 200);

@@ -39,6 +39,19 @@ pub struct Web {
 }
 
 impl Web {
+    /// Runs a client in the scene.
+    #[track_caller]
+    pub fn inside(&self, client: impl Future<Output = ()> + Send) {
+        self.ns.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            let limited = runtime.block_on(async { tokio::time::timeout(2 * BOUND, client).await });
+            limited.expect("the client is in time");
+        });
+    }
+
     /// As many application servers, and an agent with this configuration.
     #[track_caller]
     pub fn new(apps: usize, config: impl FnOnce(&Path) -> String) -> Self {
